@@ -1,0 +1,91 @@
+"""The console command `recbole-dpr`: arguments -> functions, errors -> one clear line and exit code 2."""
+
+import os
+import sys
+import traceback
+import warnings
+
+from recbole_dpr.errors import UserError, unknown
+
+_HELP = """recbole-dpr: promptable sequential recommendation for RecBole
+
+  recbole-dpr run --model=NAME --dataset=NAME [--config_files="a.yaml b.yaml"] [--key=value ...]
+      train and evaluate one model (python run_dpr.py does the same)
+      NAME of a model: DPR_SASRec, or any model of RecBole
+      --epochs=K          caps the epochs of every stage
+      --data_path=FOLDER  folder above the dataset's own folder
+      --output_dir=FOLDER where the run goes (default saved/<model>-<dataset>-<time>)
+      --resume=FOLDER     go on with an interrupted run
+      any other key of properties/dpr.yaml or RecBole; a key of a stage as --stage3.epochs=4
+  recbole-dpr doctor
+      versions, patches applied, what is missing and how to install it
+"""
+
+
+def main(argv=None):
+    """Run one command. Returns the exit code: 0 done, 2 a wrong input (one line says which), 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not argv or "--help" in argv or argv[0] in ("-h", "help"):
+            print(_HELP, end="")
+            return 0 if argv else 2
+        if argv[0] not in _COMMANDS:
+            raise unknown("command", argv[0], _COMMANDS, "see recbole-dpr --help")
+        _COMMANDS[argv[0]](argv[1:])
+        return 0
+    except UserError as error:
+        print(f"recbole-dpr: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if os.environ.get("RECBOLE_DPR_DEBUG"):
+            traceback.print_exc()
+        print(f"recbole-dpr: {error.filename or 'a file'}: {error.strerror or error}; RECBOLE_DPR_DEBUG=1 shows where", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nrecbole-dpr: interrupted; the last checkpoint is intact, go on with --resume=FOLDER", file=sys.stderr)
+        return 130
+
+
+def parse_settings(argv):
+    """`--key=value` arguments -> dict; values are read as YAML, never evaluated.
+
+    >>> parse_settings(["--epochs=3", "--windows=[3,5]"])
+    {'epochs': 3, 'windows': [3, 5]}
+    """
+    from recbole_dpr.yamlfile import parse_value
+
+    settings = {}
+    for argument in argv:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not equals or not key:
+            raise UserError(f"argument '{argument}': the form --key=value is needed, such as --epochs=3 (see --help)")
+        if key in settings:
+            raise UserError(f"argument '{argument}': --{key}= is given twice")
+        settings[key] = value if key in ("model", "dataset", "config_files") else parse_value(value)
+    return settings
+
+
+def _run(argv):
+    settings = parse_settings(argv)
+    model, dataset = settings.pop("model", "DPR_SASRec"), settings.pop("dataset", "ml-100k")
+    files = settings.pop("config_files", "").split()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from recbole_dpr.run import run_dpr
+
+    result = run_dpr(model, dataset, files, settings)
+    from recbole_dpr.evaluation.report import table
+
+    print()
+    print(table(result))
+    print(f"written: {result['folder']}")
+
+
+def _doctor(argv):
+    from recbole_dpr.doctor import main as doctor
+
+    if argv:
+        raise UserError(f"doctor takes no arguments, not '{argv[0]}'")
+    doctor()
+
+
+_COMMANDS = {"run": _run, "doctor": _doctor}

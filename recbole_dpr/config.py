@@ -1,0 +1,257 @@
+"""A RecBole Config for promptable models: where the property files lie, what the keys may hold."""
+
+import difflib
+from importlib.util import find_spec
+from pathlib import Path
+
+from recbole.config import Config
+from recbole.utils import argument_list
+
+from recbole_dpr.errors import UserError, unknown
+from recbole_dpr.model import MODELS
+from recbole_dpr.resources import properties_dir
+from recbole_dpr.yamlfile import read_yaml
+
+_CHOICES = {
+    "eval_positions": ("first", "all"),
+    "eval_neg_target": ("window", "nearest"),
+    "pos_target": ("window", "compliance"),
+    "neg_target": ("compliance", "window"),
+    "prompt_keys": ("sentence", "token"),
+    "encoder_precision": ("auto", "float32", "bfloat16"),
+}
+_BOOLEANS = ("short_windows", "mask_history", "drop_unseen_items", "two_towers", "item_text", "show_progress")
+_POSITIVE_INTEGERS = (
+    *("compliance_n", "fusion_heads", "fusion_inner_size", "train_batch_size", "eval_batch_size", "valid_window"),
+    *("MAX_ITEM_LIST_LENGTH", "hidden_size", "eval_step"),
+)
+_POSITIVE_NUMBERS = ("temperature",)
+_UNIT_NUMBERS = ("prompt_share", "fusion_dropout", "hidden_dropout_prob", "attn_dropout_prob", "dropout_prob")
+_STAGE_KEYS = {
+    *("epochs", "learning_rate", "backbone_learning_rate", "stopping_step", "valid_tasks", "prompts", "prompt_noise"),
+}
+_VALID_TASKS = ("SEQ", "POS/category", "POS/wish", "POS/tag", "NEG/category", "NEG/tag")
+_PROMPT_KINDS = ("category", "tag", "wish")
+# keys of RecBole that stand in none of its lists or property files
+_RECBOLE_EXTRAS = {
+    *("model", "dataset", "config_files", "encoding", "nproc", "world_size", "ip", "port", "group_offset"),
+    *("local_rank", "offset", "wandb_project", "fields_in_same_space", "embedding_size"),
+}
+
+
+class PromptConfig(Config):
+    """RecBole's Config without its `eval` of strings and without its own reading of `sys.argv`."""
+
+    def _load_cmd_line(self):
+        return {}
+
+    def _convert_config_dict(self, config_dict):
+        return dict(config_dict)
+
+
+def make_config(model, dataset, config_files=(), overrides=None):
+    """The settings of one run.
+
+    Args:
+        model: a name of `MODELS`, or of any model of RecBole.
+        dataset: dataset name; its folder lies below the key `data_path`.
+        config_files: YAML files, later ones win.
+        overrides: dict of keys, which win over all files.
+
+    Returns:
+        recbole Config.
+
+    Raises:
+        UserError: an unknown model, file, key or a value out of range.
+    """
+    overrides = dict(overrides or {})
+    model_class = find_model(model)
+    files = [properties_dir() / "dpr.yaml"]
+    if model in MODELS:
+        files += [MODELS[model].backbone_properties(), properties_dir() / "model" / f"{model}.yaml"]
+    dataset_file = properties_dir() / "dataset" / f"{dataset}.yaml"
+    files += [dataset_file] if dataset_file.is_file() else []
+    user_settings = {}
+    for file in config_files:
+        user_settings.update(read_yaml(Path(file)))
+        files.append(Path(file))
+    user_settings.update(overrides)
+    _check_keys(user_settings, model)
+    try:
+        config = PromptConfig(
+            model=model_class,
+            dataset=dataset,
+            config_file_list=[str(f) for f in files],
+            config_dict=_merged_stages(files, overrides),
+        )
+    except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
+        raise UserError(f"settings that RecBole refuses: {' '.join(str(error).split())}") from error
+    if dataset == "ml-100k" and "data_path" in user_settings:  # RecBole insists on the copy in its wheel
+        config["data_path"] = str(Path(user_settings["data_path"]) / dataset)
+    check_values(config)
+    return config
+
+
+def find_model(name):
+    """The class of a model of ours or of RecBole, by its name."""
+    from recbole.utils import get_model
+
+    if name in MODELS:
+        return MODELS[name]
+    try:
+        return get_model(name)
+    except (ValueError, AttributeError):
+        raise unknown("model", name, [*MODELS, *recbole_models()]) from None
+    except ImportError as error:
+        raise UserError(f"model '{name}' needs a package that is not installed: {error}") from error
+
+
+def recbole_models():
+    """Names of RecBole's models, read from its property files."""
+    folder = Path(find_spec("recbole").origin).parent / "properties" / "model"
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def check_values(config):
+    """Hold every key of ours against what it may be; one line for the first that is wrong."""
+    for key, valid in _CHOICES.items():
+        if config[key] not in valid:
+            raise unknown(f"{key}=", config[key], valid)
+    for key in _BOOLEANS:
+        if not isinstance(config[key], bool):
+            raise UserError(f"{key}={config[key]!r}: valid are True and False")
+    for key in _POSITIVE_INTEGERS:
+        if config[key] is not None and not (_is_int(config[key]) and config[key] > 0):
+            raise UserError(f"{key}={config[key]!r}: a whole number from 1 is needed")
+    for key in _POSITIVE_NUMBERS:
+        if not (_is_number(config[key]) and config[key] > 0):
+            raise UserError(f"{key}={config[key]!r}: a number above 0 is needed")
+    for key in _UNIT_NUMBERS:
+        if config[key] is not None and not (_is_number(config[key]) and 0 <= config[key] <= 1):
+            raise UserError(f"{key}={config[key]!r}: a number from 0 to 1 is needed")
+    if not _is_int(config["seed"]) or config["seed"] < 0:
+        raise UserError(f"seed={config['seed']!r}: a whole number from 0 is needed")
+    for key in ("windows", "train_windows"):
+        if not (isinstance(config[key], list) and config[key] and all(_is_int(n) and n > 0 for n in config[key])):
+            raise UserError(f"{key}={config[key]!r}: a list of whole numbers from 1 is needed, such as [3,5,10]")
+    if config["hidden_size"] and config["hidden_size"] % config["fusion_heads"]:
+        raise UserError(
+            f"fusion_heads={config['fusion_heads']}: has to divide hidden_size={config['hidden_size']}"
+        )
+    if not (_is_int(config["epochs"]) and config["epochs"] >= 0):
+        raise UserError(f"epochs={config['epochs']!r}: a whole number from 0 is needed (it caps every stage)")
+    if config["stages"] not in ([1], [1, 2], [1, 3], [1, 2, 3]):
+        raise UserError(f"stages={config['stages']!r}: valid are [1], [1,2], [1,3] and [1,2,3]")
+    weights = config["loss_weights"]
+    if not (isinstance(weights, dict) and set(weights) == {"seq", "pos", "neg"} and _all_at_least_0(weights)):
+        raise UserError(f"loss_weights={weights!r}: three numbers from 0 are needed: {{seq: 1, pos: 1, neg: 1}}")
+    _check_split(config["eval_args"])
+    for number in (1, 2, 3):
+        _check_stage(f"stage{number}", config[f"stage{number}"])
+
+
+def _check_split(args):
+    split = args.get("split") or {}
+    ratios = split.get("RS")
+    good_ratio = isinstance(ratios, list) and len(ratios) == 3 and all(_is_number(r) and r > 0 for r in ratios)
+    if not (good_ratio or split.get("LS") == "valid_and_test") or args["order"] != "TO" or args["group_by"] != "user":
+        raise UserError(
+            f"eval_args={args!r}: valid are split {{RS: [0.8,0.1,0.1]}} or {{LS: valid_and_test}}, "
+            "order TO, group_by user"
+        )
+
+
+def _check_stage(name, stage):
+    if not isinstance(stage, dict):
+        raise UserError(f"{name}={stage!r}: keys are needed, such as {{epochs: 5}}")
+    for key in stage:
+        if key not in _STAGE_KEYS:
+            raise unknown(f"key of {name}", key, sorted(_STAGE_KEYS))
+    for key in ("epochs", "stopping_step"):
+        if not (_is_int(stage[key]) and stage[key] >= 0):
+            raise UserError(f"{name}.{key}={stage[key]!r}: a whole number from 0 is needed")
+    for key in ("learning_rate", "backbone_learning_rate", "prompt_noise"):
+        if key in stage and not (_is_number(stage[key]) and stage[key] >= 0):
+            raise UserError(f"{name}.{key}={stage[key]!r}: a number from 0 is needed")
+    for task in stage["valid_tasks"]:
+        if task not in _VALID_TASKS:
+            raise unknown(f"{name}.valid_tasks", task, _VALID_TASKS)
+    shares = stage.get("prompts", {"category": 1.0})
+    if not isinstance(shares, dict) or not _all_at_least_0(shares) or not sum(shares.values()):
+        raise UserError(f"{name}.prompts={shares!r}: shares from 0 are needed, such as {{category: 0.3, tag: 0.7}}")
+    for kind in shares:
+        if kind not in _PROMPT_KINDS:
+            raise unknown(f"{name}.prompts", kind, _PROMPT_KINDS)
+
+
+def _merged_stages(files, overrides):
+    """`overrides` with its stage keys completed from the files, so that one key of a stage can be set alone."""
+    stages = {f"stage{number}": {} for number in (1, 2, 3)}
+    for settings in [*map(read_yaml, files), overrides]:
+        for name, stage in stages.items():
+            given = settings.get(name, {})
+            if not isinstance(given, dict):
+                raise UserError(f"{name}={given!r}: keys are needed, such as {{epochs: 5}}")
+            stage.update(given)
+        for key, value in settings.items():  # --stage3.epochs=4
+            name, dot, inner = key.partition(".")
+            if dot and name in stages:
+                stages[name][inner] = value
+    return {**{k: v for k, v in overrides.items() if k.partition(".")[0] not in stages}, **stages}
+
+
+def known_keys(model):
+    """The keys that a run of this model reads: RecBole's, its model file's, and ours."""
+    folder = Path(find_spec("recbole").origin).parent / "properties"
+    backbone = model.removeprefix("DPR_") if model in MODELS else model
+    files = [
+        folder / "overall.yaml",
+        folder / "dataset" / "sample.yaml",
+        folder / "model" / f"{backbone}.yaml",
+        properties_dir() / "dpr.yaml",
+        properties_dir() / "model" / f"{model}.yaml",
+    ]
+    known = set(_RECBOLE_EXTRAS).union(*(read_yaml(file) for file in files if file.is_file()))
+    for name in dir(argument_list):
+        if name.endswith("_arguments"):
+            known |= set(getattr(argument_list, name))
+    return known
+
+
+def settings_in_force(config):
+    """Every setting of a run as plain values: what `config.yaml` holds and --config_files= takes back."""
+    settings = {key: config[key] for key in sorted(known_keys(config["model"])) if key in config.final_config_dict}
+    plain = {key: value for key, value in settings.items() if isinstance(value, (int, float, str, bool, list, dict, type(None)))}
+    for key in ("output_dir", "resume"):  # this run's own
+        plain.pop(key, None)
+    if (plain.get("train_neg_sample_args") or {}).get("distribution") == "none":
+        plain["train_neg_sample_args"] = None  # as RecBole wants it said
+    if config["dataset"] == Path(plain["data_path"]).name:
+        plain["data_path"] = str(Path(plain["data_path"]).parent)  # RecBole has put the dataset's name behind it
+    return plain
+
+
+def _check_keys(settings, model):
+    """Refuse keys that nothing reads, with the nearest that something does."""
+    known = known_keys(model)
+    for key in settings:
+        name, dot, inner = key.partition(".")
+        if dot and name in ("stage1", "stage2", "stage3"):
+            if inner not in _STAGE_KEYS:
+                raise unknown(f"key of {name}", inner, sorted(_STAGE_KEYS))
+        elif key not in known:
+            near = difflib.get_close_matches(key, known, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "see properties/dpr.yaml and RecBole's documentation"
+            raise UserError(f"unknown key '{key}' for model '{model}'; {hint}")
+
+
+def _is_int(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _all_at_least_0(mapping):
+    return all(_is_number(v) and v >= 0 for v in mapping.values())

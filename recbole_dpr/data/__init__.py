@@ -1,0 +1,1 @@
+"""Interactions -> sequences, targets and batches."""

@@ -1,0 +1,197 @@
+"""Batches: packed sequences for training, every position a target; and the prompts of a share of them.
+
+Legend: B rows, T steps, N prompted positions, K targets.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from recbole_dpr.data import targets
+from recbole_dpr.data.dataset import TRAIN
+from recbole_dpr.prompts.bank import NO_PROMPT
+from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
+
+
+@dataclass
+class _Tensors:
+    """A dataclass of tensors that moves between devices as RecBole's Interaction does."""
+
+    def to(self, device):
+        return type(self)(**{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
+
+
+def _moved(value, device):
+    if isinstance(value, list):
+        return [v.to(device) for v in value]
+    return value.to(device) if hasattr(value, "to") else value
+
+
+@dataclass
+class PromptedTargets(_Tensors):
+    """Targets of one intent.
+
+    Attributes:
+        intent: POSITIVE or NEGATIVE.
+        rows: int64 [N] into the batch's flattened [B * T] positions.
+        targets: int64 [N, K], padded with `NO_ITEM`.
+        prompt: int64 [N] rows of the prompt table.
+        own_item: int64 [N]: the item that the prompt was written of, or 0.
+        own_phrase: int64 [N]: row of the phrase of that item to leave out of its side, or `NO_PROMPT`.
+    """
+
+    intent: int
+    rows: torch.Tensor
+    targets: torch.Tensor
+    prompt: torch.Tensor
+    own_item: torch.Tensor
+    own_phrase: torch.Tensor
+
+
+@dataclass
+class PackedBatch(_Tensors):
+    """Sequences and the targets at their positions.
+
+    Attributes:
+        item_seq: int64 [B, T], left-aligned, padded with 0.
+        rows: int64 [M], the real positions in the flattened [B * T].
+        targets: int64 [M], the next item at each.
+        prompted: list of PromptedTargets.
+    """
+
+    item_seq: torch.Tensor
+    rows: torch.Tensor
+    targets: torch.Tensor
+    prompted: list
+
+
+class PackedLoader:
+    """Training batches of whole sequences; RecBole's Trainer iterates it as it does its own loaders.
+
+    A user's training part is cut into stretches of at most `max_length` inputs, so each of its positions is a
+    target exactly once in an epoch. Stretches of like length share a batch (little padding); a batch holds at
+    most `batch_size` positions, padding included. What an epoch draws depends on (seed, epoch) alone.
+
+    Args:
+        sequences: Sequences.
+        max_length: MAX_ITEM_LIST_LENGTH.
+        batch_size: positions of a batch.
+        seed: int or tuple of ints.
+        prompts: TrainingPrompts, or None for next-item targets alone.
+    """
+
+    def __init__(self, sequences, max_length, batch_size, seed, prompts=None):
+        self.sequences, self.batch_size = sequences, batch_size
+        self._seed, self._prompts, self.epoch = np.atleast_1d(seed).tolist(), prompts, 0
+        start, end = sequences.bounds(TRAIN)
+        n_inputs = np.maximum(end - start - 1, 0)  # the last item of the part is a target only
+        pieces = -(-n_inputs // max_length)
+        user = np.repeat(np.arange(sequences.n_users), pieces)
+        nth = np.arange(len(user)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        self.starts = start[user] + nth * max_length
+        self.lengths = np.minimum(n_inputs[user] - nth * max_length, max_length)
+        self._n_batches = len(self._cut(np.argsort(self.lengths)))
+
+    def __len__(self):
+        return self._n_batches  # of the plain order; an epoch's own may differ by a few
+
+    def _cut(self, order):
+        """Batches of consecutive rows of `order` with at most `batch_size` positions, padding included."""
+        batches, batch, longest = [], [], 0
+        for row, length in zip(order.tolist(), self.lengths[order].tolist()):
+            if batch and (len(batch) + 1) * max(longest, length) > self.batch_size:
+                batches.append(np.array(batch))
+                batch, longest = [], 0
+            batch.append(row)
+            longest = max(longest, length)
+        return [*batches, np.array(batch)] if batch else batches
+
+    def __iter__(self):
+        rng = np.random.default_rng([*self._seed, self.epoch])
+        # like lengths side by side, with a little noise so that each epoch has other neighbours
+        batches = self._cut(np.argsort(self.lengths * rng.uniform(0.95, 1.05, len(self.lengths))))
+        for index in rng.permutation(len(batches)):
+            yield self._batch(batches[index], rng)
+
+    def _batch(self, rows, rng):
+        lengths = self.lengths[rows]
+        steps = np.arange(lengths.max())
+        position = self.starts[rows][:, None] + steps  # [B, T] of the input; its target is the next one
+        real = steps < lengths[:, None]
+        item_seq = np.where(real, self.sequences.items[np.minimum(position, len(self.sequences.items) - 1)], 0)
+        flat = np.flatnonzero(real)
+        next_position = position.ravel()[flat] + 1
+        prompted = self._prompts.draw(flat, next_position, rng) if self._prompts else []
+        as_tensor = torch.from_numpy
+        return PackedBatch(as_tensor(item_seq), as_tensor(flat), as_tensor(self.sequences.items[next_position]), prompted)
+
+
+class TrainingPrompts:
+    """Draws POS and NEG targets and their prompts for the positions of a batch.
+
+    Args:
+        sequences: Sequences.
+        bank: PromptBank.
+        config: the keys prompt_share, pos_target, neg_target, compliance_n, train_windows.
+        shares: prompt kind -> share, for the kinds `category`, `tag`, `wish`.
+    """
+
+    def __init__(self, sequences, bank, config, shares):
+        self.sequences, self.bank, self.config = sequences, bank, config
+        self.kinds = [kind for kind, share in shares.items() if share > 0]
+        share = np.array([shares[kind] for kind in self.kinds], dtype=np.float64)
+        self.shares = share / share.sum()
+
+    def draw(self, flat, position, rng):
+        """Targets of both intents for a share of the positions.
+
+        Args:
+            flat: int64 [M] rows in the flattened batch.
+            position: int64 [M] absolute positions of the next items.
+
+        Returns:
+            list of two PromptedTargets, POSITIVE and NEGATIVE (without rows where nothing complies).
+        """
+        config, result = self.config, []
+        for intent in (POSITIVE, NEGATIVE):
+            chosen = np.sort(rng.permutation(len(flat))[: max(1, round(config["prompt_share"] * len(flat)))])
+            if intent == POSITIVE and config["pos_target"] == "window":
+                n = rng.choice(config["train_windows"], len(chosen))
+                found = targets.positive_in_window(self.sequences, position[chosen], n, rng)
+            elif intent == POSITIVE:
+                found = targets.positive_from_compliance_list(self.sequences, position[chosen], config["compliance_n"], rng)
+            else:
+                found = targets.negative(
+                    self.sequences, position[chosen], config["compliance_n"], rng, config["neg_target"] == "compliance"
+                )
+            chosen = chosen[found.rows]
+            spoken_of = found.items[:, 0] if intent == POSITIVE else self.sequences.items[position[chosen]]
+            prompt, phrase = self._prompts(intent, found.category, spoken_of, rng)
+            arrays = (flat[chosen], found.items, prompt, spoken_of, phrase)
+            result.append(PromptedTargets(intent, *map(torch.from_numpy, arrays)))
+        return result
+
+    def _prompts(self, intent, category, item, rng):
+        """A prompt for each target, of a kind drawn by the shares; where an item has none of it, of its category.
+
+        Returns:
+            rows of the prompt table, and rows of the item's phrase that the prompt repeats (or NO_PROMPT).
+        """
+        n, bank = len(item), self.bank
+        kind = rng.choice(len(self.kinds), size=n, p=self.shares)
+        prompt = bank.category[intent][category, rng.integers(bank.category[intent].shape[1], size=n)]
+        phrase = np.full(n, NO_PROMPT)
+        tag = rng.integers(bank.tag[intent].shape[1], size=n)
+        form = rng.integers(2, size=n)
+        wish = rng.integers(bank.wish.shape[1], size=n)
+        for number, name in enumerate(self.kinds):
+            if name == "category":
+                continue
+            if name == "wish" and intent == POSITIVE:
+                rows, own = bank.wish[item, wish], bank.wish[item, wish]
+            else:  # wishes are all positive: a negative prompt of this share is a tag
+                rows, own = bank.tag[intent][item, tag, form], bank.phrase[item, tag]
+            use = (kind == number) & (rows != NO_PROMPT)
+            prompt, phrase = np.where(use, rows, prompt), np.where(use, own, phrase)
+        return prompt, phrase

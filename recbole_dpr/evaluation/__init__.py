@@ -1,0 +1,1 @@
+"""The three tasks, their metrics, the methods compared, and the report."""

@@ -1,0 +1,120 @@
+"""Full-ranking evaluation of any method on query sets, batched, from one encoder pass.
+
+Legend: Q queries, V items, d hidden.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from recbole_dpr.data.dataset import NO_ITEM
+from recbole_dpr.evaluation.metrics import hits_at, ranking_metrics
+from recbole_dpr.evaluation.queries import QuerySet, prompts_for
+from recbole_dpr.prompts.bank import NO_PROMPT
+
+
+@dataclass(frozen=True)
+class PromptedQueries:
+    """A query set with one kind of prompt.
+
+    Attributes:
+        queries: QuerySet.
+        kind: none, category, tag or wish.
+        prompt: int64 [Q] rows of the prompt table (0 for kind none).
+        own_phrase: int64 [Q] rows of the training phrases that the prompts repeat, or `NO_PROMPT`.
+    """
+
+    queries: QuerySet
+    kind: str
+    prompt: np.ndarray
+    own_phrase: np.ndarray
+
+    @property
+    def name(self):
+        """As in the key valid_tasks: SEQ, POS/category, …"""
+        return self.queries.task if self.kind == "none" else f"{self.queries.task}/{self.kind}"
+
+    def __len__(self):
+        return len(self.queries)
+
+
+def with_prompts(query_sets, bank, part, kinds):
+    """Every query set with each kind of prompt that its items have; empty ones are left out.
+
+    Args:
+        kinds: dict task -> prompt kinds, as `queries.PROMPT_KINDS`.
+    """
+    result = []
+    for queries in query_sets:
+        for kind in kinds[queries.task]:
+            if kind == "none":
+                nothing = np.full(len(queries), NO_PROMPT)
+                result.append(PromptedQueries(queries, kind, np.zeros(len(queries), dtype=np.int64), nothing))
+                continue
+            prompt, own = prompts_for(bank, queries, kind, part)
+            rows = np.flatnonzero(prompt != NO_PROMPT)
+            if len(rows):
+                result.append(PromptedQueries(queries.take(rows), kind, prompt[rows], own[rows]))
+    return result
+
+
+class Evaluator:
+    """Ranks all items for queries and measures where the targets land.
+
+    Args:
+        sequences: Sequences.
+        config: the keys topk, mask_history, eval_batch_size, MAX_ITEM_LIST_LENGTH.
+    """
+
+    def __init__(self, sequences, config):
+        self.sequences = sequences
+        self.cutoffs = sorted(config["topk"])
+        self.mask_history, self.batch_size = config["mask_history"], config["eval_batch_size"]
+        self.max_length = config["MAX_ITEM_LIST_LENGTH"]
+
+    @torch.no_grad()
+    def states(self, model, positions, show_progress=False):
+        """The backbone's state before each position, float [Q, d] on the model's device."""
+        model.eval()
+        device = next(model.parameters()).device
+        lengths = self.sequences.histories(positions, self.max_length)[1]
+        order = np.argsort(lengths)
+        result = None
+        bar = tqdm(range(0, len(order), self.batch_size), desc="encode histories", disable=not show_progress, leave=False)
+        for start in bar:
+            rows = order[start : start + self.batch_size]
+            item_seq, lengths = map(torch.from_numpy, self.sequences.histories(positions[rows], self.max_length))
+            state = model.forward(item_seq.to(device), lengths.to(device))
+            result = state.new_empty(len(order), state.shape[1]) if result is None else result
+            result[torch.from_numpy(rows).to(device)] = state
+        return result
+
+    @torch.no_grad()
+    def per_query(self, prompted, score):
+        """Metrics of every query.
+
+        Args:
+            prompted: PromptedQueries.
+            score: (PromptedQueries, int64 array [B] of its rows) -> float [B, V] scores, free to be overwritten.
+
+        Returns:
+            dict "Recall@k" / "NDCG@k" -> float64 [Q].
+        """
+        queries, hits = prompted.queries, []
+        for start in range(0, len(queries), self.batch_size):
+            rows = np.arange(start, min(start + self.batch_size, len(queries)))
+            scores = score(prompted, rows)
+            scores[:, 0] = -torch.inf  # padding
+            if self.mask_history:
+                seen = self.sequences.seen(queries.position[rows])
+                scores[tuple(torch.from_numpy(s).to(scores.device) for s in seen)] = -torch.inf
+            targets = torch.from_numpy(queries.targets[rows]).to(scores.device)
+            hits.append(hits_at(scores, targets, self.cutoffs[-1]).cpu())
+        n_targets = torch.from_numpy((queries.targets != NO_ITEM).sum(axis=1))
+        return ranking_metrics(torch.cat(hits), n_targets, self.cutoffs)
+
+    def mean(self, prompted, score):
+        """Metrics averaged over the queries: dict of floats."""
+        return {name: float(values.mean()) for name, values in self.per_query(prompted, score).items()}

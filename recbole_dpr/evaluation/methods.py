@@ -1,0 +1,117 @@
+"""The methods that are compared: each scores all items for a batch of prompted queries.
+
+Legend: B queries of a batch, V items, d hidden, S size of the item side.
+Every `score` takes (PromptedQueries, int64 rows [B]) and returns float [B, V].
+"""
+
+import numpy as np
+import torch
+
+from recbole_dpr.prompts.bank import NO_PROMPT
+
+
+class StateTable:
+    """States of the positions that queries ask about, each computed once."""
+
+    def __init__(self, evaluator, model, prompted_sets, show_progress=False):
+        self.positions = np.unique(np.concatenate([p.queries.position for p in prompted_sets]))
+        self.states = evaluator.states(model, self.positions, show_progress)
+
+    def __call__(self, prompted, rows):
+        index = np.searchsorted(self.positions, prompted.queries.position[rows])
+        return self.states[torch.from_numpy(index).to(self.states.device)]
+
+
+class Base:
+    """The backbone alone; the prompt is ignored.
+
+    Args:
+        states: StateTable; items: float [V, d].
+    """
+
+    def __init__(self, states, items):
+        self.states, self.items = states, items
+
+    def score(self, prompted, rows):
+        return self.states(prompted, rows) @ self.items.T
+
+
+class Filter:
+    """A method's ranking restricted to items with the category (POS) or without it (NEG).
+
+    Args:
+        method: the method restricted; categories: bool tensor [V, C].
+    """
+
+    def __init__(self, method, categories):
+        self.method, self.categories = method, categories.T.contiguous()
+
+    def score(self, prompted, rows):
+        scores = self.method.score(prompted, rows)
+        has = self.categories[torch.from_numpy(prompted.queries.category[rows]).to(scores.device)]
+        return scores.masked_fill_(has if prompted.queries.task == "NEG" else ~has, -torch.inf)
+
+
+class Prompted:
+    """A DPR model."""
+
+    def __init__(self, states, model):
+        self.states, self.model = states, model
+        self.items = model.item_vectors()
+
+    def score(self, prompted, rows):
+        state = self.states(prompted, rows)
+        if prompted.kind == "none":
+            return state @ self.items[:, : state.shape[1]].T
+        prompt = torch.from_numpy(prompted.prompt[rows]).to(state.device)
+        vectors = self.model.prompt_vectors[prompt]
+        fused = self.model.fuse(state, vectors, prompted.queries.intent, self.model.tokens_of(prompt))
+        return torch.cat(fused, dim=1) @ self.items.T
+
+
+class TextSimilarity:
+    """Cosine of the prompt and an item's text (the normed mean of its training phrases); no model.
+
+    A negative prompt ranks by the negative of the cosine. A prompt that repeats a training phrase (validation by
+    tag) meets its item without that phrase.
+    """
+
+    def __init__(self, bank, device="cpu"):
+        text, total = bank.item_vectors()
+        self.bank, self.text, self.total = bank, text.to(device), total
+
+    def score(self, prompted, rows):
+        prompt = torch.from_numpy(prompted.prompt[rows])
+        vectors = self.bank.vectors[prompt].to(self.text.device)
+        cosine = vectors @ self.text.T
+        own = torch.from_numpy(prompted.own_phrase[rows])
+        repeats = torch.nonzero(own != NO_PROMPT).squeeze(1)
+        if len(repeats):
+            items = torch.from_numpy(prompted.queries.spoken_of[rows])[repeats]
+            left = self.bank.left_out(self.total, items, own[repeats]).to(self.text.device)
+            cosine[repeats.to(cosine.device), items.to(cosine.device)] = (vectors[repeats.to(vectors.device)] * left).sum(1)
+        return cosine if prompted.queries.task == "POS" else -cosine
+
+
+class WeightedSum:
+    """Base score + w x text similarity: the form of CTRL-Rec (arXiv:2510.12742)."""
+
+    def __init__(self, base, text, weight):
+        self.base, self.text, self.weight = base, text, weight
+
+    def score(self, prompted, rows):
+        return self.base.score(prompted, rows).add_(self.text.score(prompted, rows), alpha=self.weight)
+
+
+def tuned_weight(evaluator, base, text, prompted, grid, metric="NDCG@10"):
+    """The w of `WeightedSum` with the best validation metric.
+
+    Args:
+        prompted: PromptedQueries of the validation part; grid: weights to try.
+
+    Returns:
+        the weight, and its metric.
+    """
+    scored = [(evaluator.mean(prompted, WeightedSum(base, text, w).score)[metric], w) for w in grid]
+    best, weight = max(scored)
+    return weight, best

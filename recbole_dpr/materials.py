@@ -1,0 +1,80 @@
+"""Config -> all that a run knows before it trains: sequences, prompts and evaluation sets."""
+
+import logging
+import zipfile
+from dataclasses import dataclass
+from urllib.error import URLError
+
+import numpy as np
+
+from recbole_dpr.data.dataset import TEST, VALID, FlatDataset, Sequences, build_sequences, check_files
+from recbole_dpr.errors import UserError
+from recbole_dpr.evaluation.evaluator import with_prompts
+from recbole_dpr.evaluation.queries import PROMPT_KINDS, build_queries
+from recbole_dpr.prompts.bank import PromptBank
+from recbole_dpr.prompts.encoder import PromptEncoder
+from recbole_dpr.prompts.tags import load_item_texts
+from recbole_dpr.prompts.templates import Templates
+
+_TEMPLATE_STREAM = 7  # the bank's random stream, apart from those of the evaluation set
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What every method of a run shares.
+
+    Attributes:
+        sequences: Sequences.
+        bank: PromptBank, embedded.
+        valid, test: lists of PromptedQueries.
+    """
+
+    sequences: Sequences
+    bank: PromptBank
+    valid: list
+    test: list
+
+
+def read_sequences(config, dataset_class=FlatDataset):
+    """Read, filter and split the dataset that the config names.
+
+    Raises:
+        UserError: files, fields or categories are missing, or nothing is left to evaluate.
+    """
+    check_files(config)
+    try:
+        dataset = dataset_class(config)
+    except (URLError, zipfile.BadZipFile, ConnectionError, TimeoutError) as error:
+        raise UserError(
+            f"dataset '{config['dataset']}': download failed ({error}); put its atomic files into a folder "
+            f"{config['dataset']}/ and name the folder above it with --data_path="
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise UserError(f"dataset '{config['dataset']}' in {config['data_path']}: {error}") from error
+    sequences = build_sequences(dataset)
+    if not sequences.stats()["test"]:
+        raise UserError(f"dataset '{config['dataset']}': no user has enough interactions for a test part; see eval_args")
+    return sequences, dataset
+
+
+def prepare_prompts(config, sequences, years, show_progress):
+    """The prompt bank, embedded, and the evaluation sets with their prompts."""
+    texts = load_item_texts(config["item_texts"], sequences.item_tokens, sequences.titles, years, config["ITEM_TEXT_ID"])
+    rng = np.random.default_rng([config["seed"], _TEMPLATE_STREAM])
+    bank = PromptBank(Templates(config["prompt_templates"]), texts, sequences.category_names, sequences.titles, rng)
+    test = with_prompts(build_queries(sequences, config, TEST), bank, TEST, PROMPT_KINDS)
+    valid_sets = build_queries(sequences, config, VALID, [config["valid_window"]])
+    valid = with_prompts(valid_sets, bank, VALID, PROMPT_KINDS)
+    encoder = PromptEncoder(config["prompt_encoder"], config["encoder_precision"], config["prompt_cache_dir"], config["device"])
+    bank.embed(encoder, show_progress)
+    return Materials(sequences, bank, valid, test), encoder
+
+
+def item_years(dataset, field):
+    """V strings: the year of every item, "" where unknown."""
+    if not field or dataset.item_feat is None or field not in dataset.item_feat:
+        return np.full(dataset.item_num, "", dtype=object)
+    names = dataset.field2id_token[field]
+    return np.array([names[int(i)] if i else "" for i in dataset.item_feat[field]], dtype=object)

@@ -1,0 +1,117 @@
+"""The signal fusion of DPR: projector, cross-attention, two-expert tower; and the item side's query.
+
+Legend: N prompted positions, d hidden, D size of the sentence encoder, L keys of a prompt (1 for its sentence
+vector, its tokens otherwise), C categories.
+Source: arXiv:2602.18929, "Prompt embedder" and "Signal fusion".
+"""
+
+import torch
+from torch import nn
+
+N_INTENTS = 2
+
+
+class Projector(nn.Module):
+    """Frozen prompt vectors -> the backbone's space: an MLP [..., D] -> [..., d]."""
+
+    def __init__(self, prompt_size, inner_size, hidden_size, dropout):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(prompt_size, inner_size), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner_size, hidden_size)
+        )
+
+    def forward(self, prompt):
+        return self.layers(prompt)
+
+
+class FusionBlock(nn.Module):
+    """One expert: a = MHCA(h, e_p, e_p); z = h + a; h_up = z + FFN(z).
+
+    Both branches start at zero, so training starts from the unprompted state.
+    """
+
+    def __init__(self, hidden_size, heads, inner_size, dropout):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(hidden_size, heads, batch_first=True)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.ffn = nn.Sequential(
+            nn.Linear(hidden_size, inner_size), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner_size, hidden_size)
+        )
+        self.dropout = nn.Dropout(dropout)
+        for layer in (self.attention.out_proj, self.ffn[-1]):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, state, keys, padding=None):
+        """Fuse states with prompts.
+
+        Args:
+            state: [N, d] queries.
+            keys: [N, L, d] projected prompts.
+            padding: bool [N, L], True where there is no key, or None.
+
+        Returns:
+            [N, d].
+        """
+        if keys.shape[1] == 1:
+            attended = self.single_key(keys[:, 0])
+        else:
+            attended = self.attention(state[:, None], keys, keys, key_padding_mask=padding, need_weights=False)[0][:, 0]
+        fused = state + self.dropout(attended)
+        return fused + self.dropout(self.ffn(self.norm(fused)))
+
+    def single_key(self, key):
+        """Attention over ONE key: the softmax is 1 whatever the query, so the output is W_o W_v e_p: [N, d]."""
+        size = key.shape[-1]
+        values = nn.functional.linear(key, self.attention.in_proj_weight[2 * size :], self.attention.in_proj_bias[2 * size :])
+        return self.attention.out_proj(values)
+
+
+class ItemSideQuery(nn.Module):
+    """What a prompt asks of the items' own text and categories: [N, D] -> [N, D + C].
+
+    The text part is scale x gate(p) x (p + A p) against the items' text vectors, A and the gate learned per
+    intent; the category part holds one learned weight for each category. It is one more stretch of the
+    retrieval vector, so the score stays one dot product for each item (finding 4 of docs/method.md).
+    """
+
+    def __init__(self, prompt_size, n_categories, scale, inner_size, dropout):
+        super().__init__()
+        self.scale = scale
+        self.correction = nn.Linear(prompt_size, prompt_size, bias=False)
+        self.gate = nn.Linear(prompt_size, 1)
+        self.category = nn.Sequential(
+            nn.Linear(prompt_size, inner_size), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner_size, n_categories)
+        )
+        for parameter in (self.correction.weight, self.gate.weight, self.gate.bias, self.category[-1].weight, self.category[-1].bias):
+            nn.init.zeros_(parameter)
+
+    def forward(self, prompt):
+        text = self.scale * (1 + self.gate(prompt)) * (prompt + self.correction(prompt))
+        return torch.cat([text, self.category(prompt)], dim=-1)
+
+
+class TwoExpertTower(nn.Module):
+    """Hard routing by intent: positive prompts through the first expert, negative ones through the second.
+
+    Args:
+        make_expert: () -> nn.Module; called once per expert.
+        two: False for one expert that serves both intents (an ablation of the paper).
+    """
+
+    def __init__(self, make_expert, two=True):
+        super().__init__()
+        self.experts = nn.ModuleList(make_expert() for _ in range(N_INTENTS if two else 1))
+
+    def forward(self, intent, *inputs):
+        """Route whole rows.
+
+        Args:
+            intent: an int for all rows, or int64 [N]: 0 positive, 1 negative.
+            inputs: tensors with N rows (or None), handed to the expert.
+        """
+        if isinstance(intent, int) or len(self.experts) == 1:
+            return self.experts[intent % len(self.experts) if isinstance(intent, int) else 0](*inputs)
+        outputs = [expert(*inputs) for expert in self.experts]
+        chosen = intent.view(-1, *[1] * (outputs[0].dim() - 1)) == 0
+        return torch.where(chosen, *outputs)

@@ -1,0 +1,1 @@
+"""Text -> vectors: templates, what is written of items, the sentence encoder, intents."""

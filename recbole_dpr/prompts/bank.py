@@ -1,0 +1,113 @@
+"""All prompts of a run as rows of one table, embedded once; batches hold row numbers only.
+
+Legend: P rows of the table, D encoder size, V items, C categories.
+"""
+
+import numpy as np
+import torch
+
+from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
+
+NO_PROMPT = -1
+
+
+class PromptBank:
+    """The training prompts, and any others that the evaluation asks for by their text.
+
+    Args:
+        templates: Templates.
+        texts: ItemTexts.
+        category_names: C names.
+        titles: V titles, the item side's text where an item has no phrases.
+        rng: numpy Generator; draws the one template that each tag is put in.
+
+    Attributes:
+        category: two int64 [C, K]: rows of the training prompts for a category by intent; the bare name and
+            every template of the pool.
+        tag: two int64 [V, 3, 2]: rows for a training tag by intent, bare and in a template; `NO_PROMPT` where
+            the item has none.
+        wish: int64 [V, 3]: rows of the training wishes.
+        phrase: int64 [V, 6]: rows of the bare training phrases, tags then wishes: the item side.
+    """
+
+    def __init__(self, templates, texts, category_names, titles, rng):
+        self.templates, self.texts, self.category_names = templates, texts, category_names
+        self._rows = {}
+        self.vectors = None
+        self.category = tuple(
+            np.array([[self.row(name.lower()), *self._category_rows(intent, "train", name)] for name in category_names])
+            for intent in (POSITIVE, NEGATIVE)
+        )
+        tags, wishes = texts.tags["train"], texts.wishes["train"]
+        bare = self.rows(tags)
+        self.tag = tuple(
+            np.stack([bare, self.tag_rows(intent, "train", tags, self._any_template(rng, intent, tags.shape))], axis=-1)
+            for intent in (POSITIVE, NEGATIVE)
+        )
+        self.wish = self.rows(wishes)
+        self.phrase = np.concatenate([bare, self.wish], axis=1)
+        self.title = self.rows(np.asarray(titles, dtype=object))
+
+    def row(self, text):
+        """The row of a text, a new one if it has none; `NO_PROMPT` for ""."""
+        return self._rows.setdefault(text, len(self._rows)) if text else NO_PROMPT
+
+    def rows(self, texts):
+        """Rows of an array of texts, of its shape."""
+        return np.array([self.row(t) for t in texts.ravel()], dtype=np.int64).reshape(texts.shape)
+
+    def category_rows(self, intent, part, categories, template):
+        """Rows of the prompts for the categories in these templates of a pool; arrays of one shape."""
+        table = np.array([self._category_rows(intent, part, name) for name in self.category_names])
+        return table[categories, template]
+
+    def tag_rows(self, intent, part, tags, template):
+        """Rows of the prompts for these tags (object array) in these templates of a pool."""
+        texts = [self.templates.tag(intent, part, i, t) if t else "" for t, i in zip(tags.ravel(), template.ravel())]
+        return self.rows(np.array(texts, dtype=object)).reshape(tags.shape)
+
+    def _category_rows(self, intent, part, name):
+        size = self.templates.size(intent, part)
+        return [self.row(self.templates.category(intent, part, i, name)) for i in range(size)]
+
+    def _any_template(self, rng, intent, shape):
+        return rng.integers(self.templates.size(intent, "train"), size=shape)
+
+    @property
+    def all_texts(self):
+        """P texts, in the order of the rows."""
+        return list(self._rows)
+
+    def embed(self, encoder, show_progress=False):
+        """Encode every text asked for so far; the table is `vectors`, float32 [P, D]."""
+        self.vectors = torch.from_numpy(encoder.encode(self.all_texts, show_progress=show_progress))
+
+    def item_vectors(self):
+        """The item side's text: the normed mean of an item's training phrases, else of its title, else 0.
+
+        Returns:
+            float32 [V, D] of norm 1 or 0, and the sums before norming, which `left_out` takes.
+        """
+        phrases = self.phrase  # [V, 6]
+        present = phrases != NO_PROMPT
+        with_title = ~present.any(axis=1) & (self.title != NO_PROMPT)
+        total = torch.zeros(len(phrases), self.vectors.shape[1])
+        for column in range(phrases.shape[1]):
+            rows = np.flatnonzero(present[:, column])
+            total[rows] += self.vectors[phrases[rows, column]]
+        rows = np.flatnonzero(with_title)
+        total[rows] = self.vectors[self.title[rows]]
+        return torch.nn.functional.normalize(total, dim=1), total
+
+    def left_out(self, total, items, rows):
+        """An item's text vector without one of its phrases.
+
+        Args:
+            total: float32 [V, D], the sum that `item_vectors` returns.
+            items, rows: int64 [N]: the item and the row of its phrase; `NO_PROMPT` leaves nothing out.
+
+        Returns:
+            float32 [N, D].
+        """
+        own = self.vectors[rows.clamp(min=0)] * (rows != NO_PROMPT)[:, None]
+        return torch.nn.functional.normalize(total[items] - own, dim=1)

@@ -1,0 +1,81 @@
+"""Prompt text -> clauses with intents, by negation cues (English).
+
+The paper routes whole prompts by zero-shot NLI. This splitter needs no model and is quick; its limits are in
+README.md.
+"""
+
+import re
+from dataclasses import dataclass
+
+from recbole_dpr.prompts.templates import INTENTS, NEGATIVE, POSITIVE
+
+# a cue turns what follows it in its clause into something to avoid
+_CUES = re.compile(
+    r"\b(?:no more|no|not|without|avoid(?:ing)?|skip(?:ping)?|exclud(?:e|ing)|except(?: for)?|anything but|rather than|instead of|"
+    r"nothing|never|hates?|dislikes?|(?:sick|tired|bored) of|enough(?: of| with)?|less|fewer|spare me|leave out|"
+    r"(?:keep|stay|steer) (?:away|clear)(?: from| of)?|(?:do|does|did|would|could|can|should|is|are|was|am)n['’]?t|cannot|can['’]t)\b",
+    re.IGNORECASE,
+)
+# words that carry a cue along without being what is avoided
+_FILLERS = re.compile(
+    r"^(?:(?:i|we|me|us|you|to|want|wants|like|feel|in the mood|for|show|give|see|watch(?:ing)?|any(?:thing)?|more|of|with|please|"
+    r"have|recommend|too|that is|that has|thanks?)\b[\s,]*)+",
+    re.IGNORECASE,
+)
+_BREAKS = re.compile(r"\s*(?:[,;.!?]+(?:\s+|$)|\s[-–—]\s|\b(?:but|yet|however|though)\b)\s*", re.IGNORECASE)
+_BUT_CUE = re.compile(r"\banything but\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Clause:
+    """A stretch of a prompt that asks for one thing.
+
+    Attributes:
+        text: what is asked for or to be avoided.
+        intent: "positive" or "negative".
+    """
+
+    text: str
+    intent: str
+
+    @property
+    def expert(self):
+        """POSITIVE or NEGATIVE: which expert of the tower answers it."""
+        return NEGATIVE if self.intent == INTENTS[NEGATIVE] else POSITIVE
+
+
+def parse_prompt(text):
+    """Split a prompt into clauses with intents; neighbours of one positive wish stay together.
+
+    >>> [(c.text, c.intent) for c in parse_prompt("a comedy, but no romance")]
+    [('a comedy', 'positive'), ('romance', 'negative')]
+
+    Returns:
+        list of Clause, in the order of the text; empty for a text without words.
+    """
+    text = " ".join(str(text).split())
+    if not re.search(r"\w", text):
+        return [Clause(text, INTENTS[POSITIVE])] if text else []
+    pieces = _pieces(_BUT_CUE.sub("avoid", text))
+    clauses = []
+    for piece in pieces:
+        cue = _CUES.search(piece)
+        before = piece[: cue.start()].strip(" ,;.!?") if cue else piece
+        if cue is None or _content(before):
+            positive = before if cue else piece
+            if clauses and clauses[-1].intent == INTENTS[POSITIVE]:
+                positive = f"{clauses.pop().text}, {positive}"
+            clauses.append(Clause(positive, INTENTS[POSITIVE]))
+        if cue:
+            avoided = _FILLERS.sub("", piece[cue.end() :].strip()).strip(" ,;.!?") or piece.strip(" ,;.!?")
+            clauses.append(Clause(avoided, INTENTS[NEGATIVE]))
+    return clauses
+
+
+def _pieces(text):
+    return [piece for piece in (p.strip(" ,;.!?") for p in _BREAKS.split(text)) if re.search(r"\w", piece)] or [text]
+
+
+def _content(text):
+    """Whether what stands before a cue asks for something of its own ("a western without gunfights")."""
+    return bool(re.search(r"\w", _FILLERS.sub("", text)))

@@ -1,0 +1,315 @@
+"""run_dpr: the story of one run, from the settings to the table."""
+
+import json
+import logging
+import platform
+import resource
+import sys
+import time
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from recbole.utils import init_seed
+
+from recbole_dpr.config import make_config, settings_in_force
+from recbole_dpr.data.loaders import PackedLoader, TrainingPrompts
+from recbole_dpr.errors import UserError
+from recbole_dpr.evaluation import methods, report
+from recbole_dpr.evaluation.evaluator import Evaluator
+from recbole_dpr.evaluation.queries import PROTOCOL_KEYS
+from recbole_dpr.materials import item_years, prepare_prompts, read_sequences
+from recbole_dpr.model import MODELS
+from recbole_dpr.serving import recommender
+from recbole_dpr.train import checkpoints
+from recbole_dpr.train.trainer import StageTrainer
+
+logger = logging.getLogger(__name__)
+
+_VERSIONED = ("recbole-dpr", "recbole", "torch", "numpy", "pandas", "sentence-transformers", "transformers")
+_TEXT_WEIGHTS = (1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 56, 80)  # w of Base + w x similarity, chosen on validation
+_SAMPLE_PROMPTS = ("a comedy", "something dark and tense, but no horror")
+
+
+def run_dpr(model="DPR_SASRec", dataset="ml-100k", config_files=(), config_dict=None):
+    """Train and evaluate one model; everything it gives is in one folder.
+
+    Args:
+        model: a name of `recbole_dpr.model.MODELS`, or of any model of RecBole.
+        dataset: dataset name.
+        config_files: YAML files of settings.
+        config_dict: settings that win over all files.
+
+    Returns:
+        The dict that metrics.json holds, and "folder".
+
+    Raises:
+        UserError: an input that can be put right, in one line.
+    """
+    config_dict = dict(config_dict or {})
+    folder = _resumed(config_dict, model, dataset)
+    config = make_config(model, dataset, config_files, config_dict)
+    folder = folder or _new_folder(config, model, dataset)
+    _write_config(folder / "config.yaml", config)
+    if model not in MODELS:
+        from recbole_dpr.zoo import run_recbole_model
+
+        return run_recbole_model(config, folder)
+    return _Run(config, folder).result()
+
+
+class _Run:
+    """One run of a promptable model; each method is a chapter."""
+
+    def __init__(self, config, folder):
+        self.config, self.folder = config, folder
+        self.show = bool(config["show_progress"])
+        self.seconds, self.history = {}, []
+
+    def result(self):
+        with self._timed("data"):
+            self.sequences, dataset = read_sequences(self.config)
+        self._say(f"{self.config['dataset']}: {_counted(self.sequences.stats())}")
+        with self._timed("prompts"):
+            self.materials, self.encoder = prepare_prompts(
+                self.config, self.sequences, item_years(dataset, self.config["YEAR_FIELD"]), self.show
+            )
+        self._build_model(dataset)
+        stages = self._stages()
+        for number in stages:
+            with self._timed(f"stage{number}"):
+                self._train(number)
+        with self._timed("evaluate"):
+            results = self._evaluate(stages)
+        return self._write(results)
+
+    # --- chapters
+
+    def _build_model(self, dataset):
+        config, bank = self.config, self.materials.bank
+        config["prompt_size"], config["n_categories"] = self.encoder.dim, len(self.sequences.category_names)
+        init_seed(config["seed"], config["reproducibility"])
+        self.model = MODELS[config["model"]](config, dataset).to(config["device"])
+        text, total = bank.item_vectors()
+        self.model.attach_items(text, total, torch.from_numpy(self.sequences.categories))
+        tokens = None
+        if config["prompt_keys"] == "token":
+            flat, offsets = self.encoder.encode_tokens(bank.all_texts, self.show)
+            tokens = torch.from_numpy(flat), torch.from_numpy(offsets)
+        self.model.attach_prompts(bank.vectors, tokens)
+        self.evaluator = Evaluator(self.sequences, config)
+
+    def _stages(self):
+        """The stages of this run: fine prompts need tags or wishes."""
+        texts, stages = self.materials.bank.texts, self.config["stages"]
+        if 3 in stages and not (texts.has_tags or texts.has_wishes):
+            self._say(
+                f"stage 3 is left out: no semantic tags or wishes for {self.config['dataset']} (item_texts=FOLDER brings them); "
+                "the item side uses titles"
+            )
+            return [number for number in stages if number != 3]
+        return stages
+
+    def _train(self, number):
+        config, folder = self.config, self.folder / "checkpoints"
+        if number == 1 and config["stage1_checkpoint"]:
+            return self._take_over_stage1(Path(config["stage1_checkpoint"]), folder)
+        settings = config[f"stage{number}"]
+        prompts = None if number == 1 else TrainingPrompts(self.sequences, self.materials.bank, config, settings["prompts"])
+        loader = PackedLoader(
+            self.sequences, config["MAX_ITEM_LIST_LENGTH"], config["train_batch_size"], (config["seed"], number), prompts
+        )
+        trainer = StageTrainer(config, self.model, number, settings, lambda: self._validate(settings["valid_tasks"]), folder, self._identity())
+        self.history += trainer.run(loader, self.show)
+
+    def _identity(self):
+        """What a checkpoint has to agree on with the run that reads it."""
+        return checkpoints.identity(self.config, self.sequences.item_tokens)
+
+    def _take_over_stage1(self, source, folder):
+        """Stage 1 of another run: the backbone alone, so the prompt settings of both may differ."""
+        source = source / "checkpoints" / "stage1.best.pt"
+        state = checkpoints.load(source, self.config["device"])
+        checkpoints.check_identity(state, self._identity(), source)
+        own = self.model.state_dict()
+        own.update({name: value for name, value in state["state_dict"].items() if self.model.is_backbone(name)})
+        self.model.load_state_dict(own)
+        checkpoints.save(folder / "stage1.best.pt", {**state, "state_dict": own})
+        self._say(f"stage 1 taken over from {source}")
+
+    def _validate(self, tasks):
+        sets = [p for p in self.materials.valid if p.name in tasks]
+        states = methods.StateTable(self.evaluator, self.model, sets)
+        method = methods.Prompted(states, self.model)
+        scores = {p.name: self.evaluator.mean(p, method.score)[self.config["valid_metric"]] for p in sets}
+        return {"score": sum(scores.values()) / len(scores), **scores}
+
+    def _evaluate(self, stages):
+        """Every method on every query set; the weights of each stage come from its best checkpoint."""
+        name, results = self.config["model"], []
+        for number in stages:
+            state = checkpoints.load(self.folder / "checkpoints" / f"stage{number}.best.pt", self.config["device"])
+            self.model.load_state_dict(state["state_dict"])
+            states = methods.StateTable(self.evaluator, self.model, self.materials.test, self.show)
+            if number == 1:
+                results += self._baselines(states)
+            else:
+                label = name if number == stages[-1] else f"{name}/stage{number}"
+                results += self._measure(label, methods.Prompted(states, self.model))
+        return results + report.averages(results)
+
+    def _baselines(self, states):
+        """Base, Filter, and the two text baselines, on stage 1."""
+        bank, device = self.materials.bank, self.config["device"]
+        items = self.model.item_embedding.weight.detach()
+        base = methods.Base(states, items)
+        rows = self._measure("Base", base)
+        rows += self._measure("Filter", methods.Filter(base, torch.from_numpy(self.sequences.categories).to(device)), tasks=("POS", "NEG"))
+        text = methods.TextSimilarity(bank, device)
+        if not text.text.any():
+            return rows
+        rows += self._measure("Text", text, tasks=("POS", "NEG"))
+        valid = [p for p in self.materials.valid if p.kind != "none"]
+        valid_base = methods.Base(methods.StateTable(self.evaluator, self.model, valid), items)
+        for tuned in valid:
+            weight, _ = methods.tuned_weight(self.evaluator, valid_base, text, tuned, _TEXT_WEIGHTS)
+            self._say(f"Base+text: w = {weight} for {tuned.name}, chosen on validation")
+            only = [p for p in self.materials.test if p.name == tuned.name]
+            rows += self._measure("Base+text", methods.WeightedSum(base, text, weight), only)
+        return rows
+
+    def _measure(self, label, method, sets=None, tasks=("SEQ", "POS", "NEG")):
+        rows = []
+        for prompted in sets or [p for p in self.materials.test if p.queries.task in tasks]:
+            rows.append(
+                {
+                    **{"method": label, "task": prompted.queries.task, "prompt": prompted.kind},
+                    **{"window": prompted.queries.window, "queries": len(prompted)},
+                    "metrics": self.evaluator.mean(prompted, method.score),
+                }
+            )
+        return rows
+
+    def _write(self, results):
+        config, folder = self.config, self.folder
+        self._set_mean_state()
+        recommender.save(folder, self.model, config, self.sequences, self.encoder)
+        result = {
+            **{"model": config["model"], "dataset": config["dataset"], "seed": config["seed"]},
+            "versions": versions(),
+            "machine": machine(),
+            "protocol": {key: config[key] for key in PROTOCOL_KEYS},
+            "prompt_encoder": self.encoder.name,
+            "dataset_stats": self.sequences.stats(),
+            "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
+            "peak_memory_mb": peak_memory_mb(),
+            "history": self.history,
+            "results": results,
+        }
+        write_results(folder, result)
+        if self.history:
+            report.plot_curves(folder / "curves.png", self.history)
+        self._show_samples()
+        return {**result, "folder": str(folder)}
+
+    def _set_mean_state(self):
+        """The average user of the validation part, who stands in for one without a history."""
+        position = np.unique(np.concatenate([p.queries.position for p in self.materials.valid]))
+        self.model.mean_state.copy_(self.evaluator.states(self.model, position).mean(0))
+
+    def _show_samples(self):
+        """A few lists with titles, without and with a prompt, for one test user."""
+        sequences = self.sequences
+        names = [c.tolist() for c in (np.array(sequences.category_names, dtype=object)[row] for row in sequences.categories[1:])]
+        answers = recommender.Recommender(
+            self.model, sequences.item_tokens[1:], sequences.titles[1:], names, self.encoder, self.config["MAX_ITEM_LIST_LENGTH"]
+        )
+        user = self.materials.test[0].queries.position[0]
+        start = sequences.offsets[sequences.user_of[user]]
+        history = sequences.item_tokens[sequences.items[start:user]].tolist()
+        for prompt in (None, *_SAMPLE_PROMPTS):
+            found = answers.recommend(history, prompt, k=5)
+            shown = "; ".join(title or item for title, item in zip(found.titles, found.items))
+            self._say(f"{'no prompt' if prompt is None else repr(prompt)}: {shown}")
+
+    # --- helpers
+
+    @contextmanager
+    def _timed(self, name):
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+    def _say(self, line):
+        if self.show:
+            print(line, flush=True)
+
+
+def write_results(folder, result):
+    """metrics.json and table.md, each whole or not at all."""
+    with checkpoints.replacing(folder / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
+    with checkpoints.replacing(folder / "table.md") as temporary:
+        temporary.write_text(report.table(result), encoding="utf-8")
+
+
+def versions():
+    """Versions of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in _VERSIONED:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine():
+    """The machine in words: processor and threads, or the GPU."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def peak_memory_mb():
+    """Highest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _new_folder(config, model, dataset):
+    """The run's folder, made now: a folder that cannot be written is an error before the work, not after it."""
+    default = Path(config["checkpoint_dir"]) / f"{model}-{dataset}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = Path(config["output_dir"] or default)
+    if (folder / "checkpoints").exists():
+        raise UserError(f"output_dir={folder}: holds a run already; go on with --resume={folder}, or name another folder")
+    return folder
+
+
+def _resumed(config_dict, model, dataset):
+    """The folder to go on from, its settings put below those given; None without `resume`."""
+    if not config_dict.get("resume"):
+        return None
+    folder = Path(config_dict["resume"])
+    try:
+        kept = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        started = kept.pop("model"), kept.pop("dataset")
+    except (OSError, yaml.YAMLError, KeyError, AttributeError):
+        raise UserError(f"resume={folder}: no config.yaml there; name the folder of an interrupted run") from None
+    if started != (model, dataset):
+        raise UserError(f"resume={folder}: holds a run of {' on '.join(started)}, not of {model} on {dataset}")
+    for key, value in kept.items():
+        config_dict.setdefault(key, value)
+    return folder
+
+
+def _write_config(path, config):
+    with checkpoints.replacing(path) as temporary:
+        temporary.write_text(yaml.safe_dump(settings_in_force(config), sort_keys=False), encoding="utf-8")
+
+
+def _counted(stats):
+    return ", ".join(f"{value:,} {name}" for name, value in stats.items())

@@ -1,0 +1,131 @@
+"""One stage of training on RecBole's Trainer: its loop and early stopping, our batches and checkpoints."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from recbole.trainer import Trainer
+from tqdm import tqdm
+
+from recbole_dpr.train import checkpoints
+
+_REPORT_EVERY = 20  # steps between two looks at the loss: each look waits for the device
+
+
+class StageTrainer(Trainer):
+    """RecBole's Trainer for one stage.
+
+    Randomness is set anew at each epoch from (seed, stage, epoch), so an epoch does not depend on what ran before
+    it in this process: a resumed run repeats an uninterrupted one bit for bit (on one machine's CPU).
+
+    Args:
+        config: recbole Config; model: Promptable.
+        stage: number of the stage (1, 2, 3); settings: its keys.
+        validate: () -> dict metric name -> value, with the key "score" that early stopping follows.
+        folder: where `stage<n>.last.pt` and `stage<n>.best.pt` go; identity: what they note of the data.
+    """
+
+    def __init__(self, config, model, stage, settings, validate, folder, identity):
+        self.stage, self.settings, self.validate, self.identity = stage, settings, validate, identity
+        self.best_file, self.last_file = (Path(folder) / f"stage{stage}.{name}.pt" for name in ("best", "last"))
+        self.history, self.last_result = [], {}
+        super().__init__(config, model)
+        self.epochs = min(settings["epochs"], config["epochs"])
+        self.eval_step = min(config["eval_step"], max(1, self.epochs))
+        self.stopping_step = settings["stopping_step"]
+        self.finished = False
+
+    def _build_optimizer(self, **kwargs):
+        """Adam (or RecBole's `learner`) with a learning rate for the backbone and one for what DPR adds."""
+        rate = self.settings["learning_rate"]
+        if self.stage == 1:
+            added = {id(p) for p in self.model.fusion_parameters()}
+            return super()._build_optimizer(params=[p for p in self.model.parameters() if id(p) not in added], learning_rate=rate)
+        fusion = self.model.fusion_parameters()
+        added = {id(p) for p in fusion}
+        groups = [{"params": fusion, "lr": rate}]
+        if self.settings["backbone_learning_rate"]:
+            backbone = [p for p in self.model.parameters() if id(p) not in added]
+            groups.append({"params": backbone, "lr": self.settings["backbone_learning_rate"]})
+        return super()._build_optimizer(params=groups, learning_rate=rate)
+
+    def run(self, train_data, show_progress=False):
+        """Train to the end of the stage, going on from its last checkpoint if there is one; leaves the best weights.
+
+        Returns:
+            list of one dict per epoch: stage, epoch, loss and the validation metrics.
+        """
+        if self.last_file.exists():
+            self._resume()
+        if not self.finished and self.start_epoch < self.epochs:
+            self.fit(train_data, valid_data=self.validate, verbose=False, show_progress=show_progress, callback_fn=self._after_epoch)
+        if not self.finished:
+            self.finished = True
+            if self.history:
+                self._save_last()
+        if self.best_file.exists():
+            self.model.load_state_dict(checkpoints.load(self.best_file, self.device)["state_dict"])
+        return self.history
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        self.model.train()
+        self.model.train_backbone = self.stage == 1 or bool(self.settings["backbone_learning_rate"])
+        self.model.prompt_noise = self.settings.get("prompt_noise", 0.0)
+        torch.manual_seed(np.random.SeedSequence([self.config["seed"], self.stage, epoch_idx]).generate_state(1)[0])
+        train_data.epoch = epoch_idx
+        bar = tqdm(train_data, desc=f"stage {self.stage} epoch {epoch_idx + 1}/{self.epochs}", disable=not show_progress, leave=False)
+        total, steps = torch.zeros((), device=self.device), 0
+        for batch in bar:
+            loss = sum(self.model.calculate_loss(batch.to(self.device)))
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if self.clip_grad_norm:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+            self.optimizer.step()
+            total += loss.detach()
+            steps += 1
+            if steps % _REPORT_EVERY == 0:
+                self._check_nan(total)
+                bar.set_postfix(loss=f"{total.item() / steps:.4f}")
+        self._check_nan(total)
+        return total.item() / max(1, steps)
+
+    def _valid_epoch(self, valid_data, show_progress=False):
+        self.last_result = valid_data()
+        return self.last_result["score"], self.last_result
+
+    def _after_epoch(self, epoch, score):
+        """Note the epoch and keep it on disk: what is lost by an interruption is at most one epoch."""
+        result = self.last_result
+        self.history.append({"stage": self.stage, "epoch": epoch, "loss": self.train_loss_dict[epoch], **result})
+        self.finished = self.cur_step > self.stopping_step
+        self._save_last()
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in result.items())
+        tqdm.write(f"stage {self.stage} epoch {epoch + 1}/{self.epochs}  loss {self.train_loss_dict[epoch]:.4f}  {shown}")
+
+    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+        """The best epoch so far; RecBole's loop calls this."""
+        if epoch >= 0:
+            checkpoints.save(self.best_file, {"identity": self.identity, "epoch": epoch, "state_dict": self.model.state_dict()})
+
+    def _save_last(self):
+        state = {
+            "identity": self.identity,
+            "epoch": self.history[-1]["epoch"],
+            "finished": self.finished,
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "history": self.history,
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        checkpoints.save(self.last_file, state)
+
+    def _resume(self):
+        state = checkpoints.load(self.last_file, self.device)
+        checkpoints.check_identity(state, self.identity, self.last_file)
+        self.start_epoch = state["epoch"] + 1
+        self.cur_step, self.best_valid_score = state["cur_step"], state["best_valid_score"]
+        self.history, self.finished = state["history"], state["finished"]
+        self.model.load_state_dict(state["state_dict"])
+        self.optimizer.load_state_dict(state["optimizer"])
