@@ -12,6 +12,7 @@ already was).
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.machinery
 import importlib.metadata
 import importlib.util
@@ -442,3 +443,16 @@ def _report_to_ray() -> None:
         tune = module.tune
         if "metrics" in inspect.signature(tune.report).parameters:
             module.tune = _Overlay(tune, report=lambda **metrics: tune.report(metrics))
+
+
+@contextmanager
+def tensorboard_in(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Trainers made in this block log to `folder`; RecBole has `log_tensorboard/` of the working directory fixed."""
+    trainer = importlib.import_module("recbole.trainer.trainer")
+    writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+    original = trainer.get_tensorboard
+    trainer.get_tensorboard = lambda logger: writer(str(folder))
+    try:
+        yield
+    finally:
+        trainer.get_tensorboard = original

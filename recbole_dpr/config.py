@@ -222,7 +222,7 @@ def settings_in_force(config):
     """Every setting of a run as plain values: what `config.yaml` holds and --config_files= takes back."""
     settings = {key: config[key] for key in sorted(known_keys(config["model"])) if key in config.final_config_dict}
     plain = {key: value for key, value in settings.items() if isinstance(value, (int, float, str, bool, list, dict, type(None)))}
-    for key in ("output_dir", "resume"):  # this run's own
+    for key in ("output_dir", "resume", "local_rank"):  # this run's own
         plain.pop(key, None)
     if (plain.get("train_neg_sample_args") or {}).get("distribution") == "none":
         plain["train_neg_sample_args"] = None  # as RecBole wants it said

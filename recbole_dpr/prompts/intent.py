@@ -12,7 +12,7 @@ from recbole_dpr.prompts.templates import INTENTS, NEGATIVE, POSITIVE
 # a cue turns what follows it in its clause into something to avoid
 _CUES = re.compile(
     r"\b(?:no more|no|not|without|avoid(?:ing)?|skip(?:ping)?|exclud(?:e|ing)|except(?: for)?|anything but|rather than|instead of|"
-    r"nothing|never|hates?|dislikes?|(?:sick|tired|bored) of|enough(?: of| with)?|less|fewer|spare me|leave out|"
+    r"nothing|never|nobody|hates?|dislikes?|loathes?|detests?|refuses? to|omit|filter out|pass on|(?:sick|tired|bored) of|enough(?: of| with)?|less|fewer|spare me|leave out|stop(?: showing)?|other than|gone off|keep out|lost (?:all )?interest(?: in)?|"
     r"(?:keep|stay|steer) (?:away|clear)(?: from| of)?|(?:do|does|did|would|could|can|should|is|are|was|am)n['’]?t|cannot|can['’]t)\b",
     re.IGNORECASE,
 )
@@ -23,6 +23,8 @@ _FILLERS = re.compile(
     re.IGNORECASE,
 )
 _BREAKS = re.compile(r"\s*(?:[,;.!?]+(?:\s+|$)|\s[-–—]\s|\b(?:but|yet|however|though)\b)\s*", re.IGNORECASE)
+# a cue on both sides of what is avoided: "leave musicals out", "keep it away from me"
+_AROUND = re.compile(r"\b(?:leave|keep|take|rule|cut|hold|put)\s+(.+?)\s+(?:out|away|off|back|aside)\b.*", re.IGNORECASE)
 _BUT_CUE = re.compile(r"\banything but\b", re.IGNORECASE)
 
 
@@ -59,6 +61,7 @@ def parse_prompt(text):
     pieces = _pieces(_BUT_CUE.sub("avoid", text))
     clauses = []
     for piece in pieces:
+        piece = _AROUND.sub(r"avoid \1", piece)
         cue = _CUES.search(piece)
         before = piece[: cue.start()].strip(" ,;.!?") if cue else piece
         if cue is None or _content(before):

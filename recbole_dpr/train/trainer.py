@@ -7,6 +7,7 @@ import torch
 from recbole.trainer import Trainer
 from tqdm import tqdm
 
+from recbole_dpr.compat import tensorboard_in
 from recbole_dpr.train import checkpoints
 
 _REPORT_EVERY = 20  # steps between two looks at the loss: each look waits for the device
@@ -29,7 +30,8 @@ class StageTrainer(Trainer):
         self.stage, self.settings, self.validate, self.identity = stage, settings, validate, identity
         self.best_file, self.last_file = (Path(folder) / f"stage{stage}.{name}.pt" for name in ("best", "last"))
         self.history, self.last_result = [], {}
-        super().__init__(config, model)
+        with tensorboard_in(Path(folder) / "tensorboard"):
+            super().__init__(config, model)
         self.epochs = min(settings["epochs"], config["epochs"])
         self.eval_step = min(config["eval_step"], max(1, self.epochs))
         self.stopping_step = settings["stopping_step"]
