@@ -1,0 +1,222 @@
+"""DPR keeps RecBole's contract; training on all positions equals RecBole's loss over the same targets."""
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.sequential_recommender import SASRec
+
+import tiny
+from recbole_dpr.config import make_config
+from recbole_dpr.data.dataset import NO_ITEM, TRAIN
+from recbole_dpr.data.loaders import PackedBatch, PackedLoader, PromptedTargets, TrainingPrompts
+from recbole_dpr.materials import prepare_queries, read_sequences
+from recbole_dpr.model import MODELS
+from recbole_dpr.model.dpr import INTENT, PROMPT
+from recbole_dpr.prompts.bank import NO_PROMPT
+from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
+
+D, P = 12, 30
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    tiny.write(folder)
+    config = make_config("DPR_SASRec", "tiny", (), tiny.settings(folder, MAX_ITEM_LIST_LENGTH=60, train_batch_size=300))
+    return config, *read_sequences(config)
+
+
+def build(data, **keys):
+    """An untrained model with random weights in the fusion, random prompts and items; dropout off."""
+    config, sequences, dataset = data
+    settings = {"prompt_size": D, "n_categories": 4, **keys}
+    before = {key: config[key] for key in settings}
+    for key, value in settings.items():
+        config[key] = value
+    torch.manual_seed(1)
+    model = MODELS["DPR_SASRec"](config, dataset).eval()
+    for key, value in before.items():
+        config[key] = value
+    for parameter in model.fusion_parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    vectors = torch.nn.functional.normalize(torch.randn(P, D), dim=1)
+    total = torch.randn(sequences.n_items, D)
+    total[0] = 0
+    model.attach_items(torch.nn.functional.normalize(total, dim=1), total, torch.from_numpy(sequences.categories))
+    model.attach_prompts(vectors)
+    return model
+
+
+def test_states_are_recboles_forward(data):
+    """The state at every position equals RecBole's forward on the prefix that ends there."""
+    model, sequences = build(data), data[1]
+    item_seq, lengths = map(torch.from_numpy, sequences.histories(sequences.train_end[:6], 60))
+    with torch.no_grad():
+        states = model.states(item_seq)
+        for length in (1, 7, int(lengths.min())):
+            prefix = torch.zeros_like(item_seq)
+            prefix[:, :length] = item_seq[:, :length]
+            expected = model.forward(prefix, torch.full((6,), length))
+            torch.testing.assert_close(states[:, length - 1], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_all_positions_loss_is_recboles_loss(data):
+    """Every training target once: the mean over our packed batches equals SASRec.calculate_loss on prefix rows."""
+    config, sequences, _ = data
+    model = build(data)
+    start, end = sequences.bounds(TRAIN)
+    position = np.concatenate([np.arange(s + 1, e) for s, e in zip(start, end)])
+    item_seq, lengths = sequences.histories(position, 60)
+    rows = Interaction(
+        {
+            "item_id_list": torch.from_numpy(item_seq),
+            "item_length": torch.from_numpy(lengths),
+            "item_id": torch.from_numpy(sequences.items[position]),
+        }
+    )
+    total = count = 0
+    with torch.no_grad():
+        expected = SASRec.calculate_loss(model, rows)
+        for batch in PackedLoader(sequences, 60, 300, 0):
+            (loss,) = model.calculate_loss(batch)
+            total, count = total + loss * len(batch.rows), count + len(batch.rows)
+    assert count == len(position)
+    torch.testing.assert_close(total / count, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_loader_gives_every_target_once(data):
+    _, sequences, _ = data
+    for max_length in (5, 60):
+        loader = PackedLoader(sequences, max_length, 200, (1, 2))
+        seen = []
+        for batch in loader:
+            assert batch.item_seq.shape[1] <= max_length
+            assert batch.item_seq.numel() <= 200
+            flat = batch.item_seq.reshape(-1)
+            assert (flat[batch.rows] > 0).all() and (flat > 0).sum() == len(batch.rows)
+            seen.append(torch.stack([flat[batch.rows], batch.targets], dim=1))
+        start, end = sequences.bounds(TRAIN)
+        expected = np.concatenate([np.stack([sequences.items[s : e - 1], sequences.items[s + 1 : e]], axis=1) for s, e in zip(start, end)])
+        assert sorted(map(tuple, torch.cat(seen).tolist())) == sorted(map(tuple, expected.tolist()))
+
+
+def test_epochs_differ_and_repeat(data):
+    loader = PackedLoader(data[1], 60, 300, 7)
+    first = [b.targets.tolist() for b in loader]
+    loader.epoch = 1
+    second = [b.targets.tolist() for b in loader]
+    loader.epoch = 0
+    assert first == [b.targets.tolist() for b in loader]
+    assert first != second
+
+
+def prompts_of(sequences, intent, n=50, k=3):
+    torch.manual_seed(3)
+    targets = torch.randint(1, sequences.n_items, (n, k))
+    targets[::2, 1:] = NO_ITEM
+    phrase = torch.randint(0, P, (n,))
+    phrase[::3] = NO_PROMPT
+    return PromptedTargets(
+        intent, torch.randint(0, 120, (n,)), targets, torch.randint(0, P, (n,)), torch.randint(1, sequences.n_items, (n,)), phrase
+    )
+
+
+@pytest.mark.parametrize("item_text", [True, False])
+@pytest.mark.parametrize("intent", [POSITIVE, NEGATIVE])
+def test_prompted_loss_is_the_plain_softmax(data, intent, item_text):
+    """Fast path against scores written out, with the phrase left out of its own item row by row."""
+    model, sequences = build(data, item_text=item_text, temperature=0.5), data[1]
+    part = prompts_of(sequences, intent)
+    state = torch.randn(120, 16)
+    with torch.no_grad():
+        found = model._prompted_loss(state[part.rows], model.item_embedding.weight, part)
+        fused, side = model.fuse(state[part.rows], model.prompt_vectors[part.prompt], part.intent)
+        losses = []
+        for n in range(len(part.rows)):
+            items = model.item_side.clone()
+            if item_text and part.own_phrase[n] != NO_PROMPT:
+                own = model.item_text_sum[part.own_item[n]] - model.prompt_vectors[part.own_phrase[n]]
+                items[part.own_item[n], :D] = own / own.norm()
+            log_p = ((fused[n] @ model.item_embedding.weight.T + side[n] @ items.T) / 0.5).log_softmax(0)
+            targets = part.targets[n][part.targets[n] != NO_ITEM]
+            losses.append(-log_p[targets].mean())
+    torch.testing.assert_close(found, torch.stack(losses).mean(), atol=1e-5, rtol=1e-5)
+
+
+def interaction(sequences, **fields):
+    item_seq, lengths = map(torch.from_numpy, sequences.histories(sequences.valid_end[:5], 60))
+    return Interaction({"item_id_list": item_seq, "item_length": lengths, "item_id": torch.arange(1, 6), **fields})
+
+
+def test_without_a_prompt_it_is_the_backbone(data):
+    model, rows = build(data), interaction(data[1])
+    with torch.no_grad():
+        torch.testing.assert_close(model.full_sort_predict(rows), SASRec.full_sort_predict(model, rows))
+        torch.testing.assert_close(model.predict(rows), SASRec.predict(model, rows))
+        torch.testing.assert_close(model.calculate_loss(rows), SASRec.calculate_loss(model, rows))
+
+
+def test_with_prompts_one_dot_product_for_each_item(data):
+    model = build(data)
+    rows = interaction(data[1], **{PROMPT: torch.tensor([0, 1, 2, 3, 4]), INTENT: torch.tensor([0, 1, 0, 1, 1])})
+    with torch.no_grad():
+        scores = model.full_sort_predict(rows)
+        state = model.forward(rows["item_id_list"], rows["item_length"])
+        for n in range(5):
+            fused, side = model.fuse(state[n : n + 1], model.prompt_vectors[n : n + 1], int(rows[INTENT][n]))
+            torch.testing.assert_close(scores[n], (torch.cat([fused, side], dim=1) @ model.item_vectors().T)[0])
+        torch.testing.assert_close(model.predict(rows), scores[torch.arange(5), rows["item_id"]])
+    assert (scores - SASRec.full_sort_predict(model, rows)).abs().max() > 0.1
+
+
+def test_token_keys_run_and_matter(data):
+    model = build(data, prompt_keys="token")
+    lengths = torch.randint(1, 6, (P,))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    flat = torch.randn(int(offsets[-1]), D).half()
+    model.attach_prompts(model.prompt_vectors, (flat, offsets))
+    keys, padding = model.tokens_of(torch.tensor([3, 8]))
+    for row, p in enumerate((3, 8)):
+        torch.testing.assert_close(keys[row][~padding[row]], flat[offsets[p] : offsets[p + 1]].float())
+    part = prompts_of(data[1], POSITIVE)
+    loss = model._prompted_loss(torch.randn(120, 16)[part.rows], model.item_embedding.weight, part)
+    loss.backward()
+    assert model.tower.experts[0].attention.in_proj_weight.grad[:16].abs().max() > 0  # the query now has a say
+
+
+def test_frozen_backbone_gets_no_gradient(data):
+    model = build(data)
+    model.train_backbone = False
+    batch = next(iter(PackedLoader(data[1], 60, 300, 0)))
+    batch.prompted = [prompts_of(data[1], POSITIVE, 20)]
+    sum(model.calculate_loss(batch)).backward()
+    assert all(p.grad is None for name, p in model.named_parameters() if model.is_backbone(name))
+    assert any(p.grad is not None for p in model.fusion_parameters())
+
+
+def test_training_prompts_say_what_the_target_is(data):
+    """Category prompts name the category; POS targets have it and the next item has not, NEG targets lack it."""
+    config, sequences, dataset = data
+    bank = prepare_queries(config, sequences, np.full(sequences.n_items, "", dtype=object)).bank
+    texts = bank.all_texts
+    for batch in PackedLoader(sequences, 60, 300, 5, TrainingPrompts(sequences, bank, config, {"category": 1.0})):
+        next_item = np.zeros(batch.item_seq.numel(), dtype=np.int64)
+        next_item[batch.rows] = batch.targets
+        for part, intent in zip(batch.prompted, (POSITIVE, NEGATIVE)):
+            assert part.intent == intent
+            for row, items, prompt in zip(part.rows, part.targets.numpy(), part.prompt):
+                c = next(i for i, name in enumerate(sequences.category_names) if name in texts[prompt].lower())
+                items = items[items != NO_ITEM]
+                assert len(items)
+                has = sequences.categories[items, c]
+                assert has.all() and len(items) == 1 if intent == POSITIVE else not has.any()
+                assert sequences.categories[next_item[row], c] == (intent == NEGATIVE)
+
+
+def test_a_packed_batch_moves_as_a_whole(data):
+    batch = next(iter(PackedLoader(data[1], 60, 300, 0)))
+    batch.prompted = [prompts_of(data[1], POSITIVE, 5)]
+    moved = batch.to("meta")
+    assert isinstance(moved, PackedBatch)
+    assert moved.prompted[0].targets.device.type == moved.item_seq.device.type == "meta"

@@ -1,0 +1,204 @@
+"""Tags, wishes, templates and the encoder: parts never mix, texts find their items, the cache tells the truth."""
+
+import csv
+import re
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_dpr.data.dataset import TEST, VALID
+from recbole_dpr.errors import UserError
+from recbole_dpr.evaluation.queries import QuerySet, prompts_for
+from recbole_dpr.prompts import tags
+from recbole_dpr.prompts.bank import NO_PROMPT, PromptBank
+from recbole_dpr.prompts.encoder import PromptEncoder
+from recbole_dpr.prompts.tags import load_item_texts, title_key
+from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE, Templates
+from recbole_dpr.resources import dataset_dir
+
+MOVIELENS = dataset_dir() / "movielens"
+IDS = np.array(["[PAD]", "1", "2", "3", "none-of-ours"])
+NO_TITLES = np.full(5, "", dtype=object)
+
+
+def movielens_texts():
+    return load_item_texts("movielens", IDS, NO_TITLES, NO_TITLES, "ml1m_id")
+
+
+def bank():
+    rng = np.random.default_rng(0)
+    return PromptBank(Templates("film"), movielens_texts(), ("Comedy", "Sci-Fi", "Action"), NO_TITLES, rng)
+
+
+def words(*phrases):
+    return set(re.findall(r"[a-z]{4,}", " ".join(phrases).lower()))
+
+
+def test_texts_find_their_items():
+    texts = movielens_texts()
+    assert texts.tags["train"][1, 0] == "Cowboy doll resents a flashy spaceman newcomer"
+    assert texts.tags["eval"][1, 0] == "Pull-string sheriff envies a shiny astronaut rival"
+    assert (texts.tags["train"][[0, 4]] == "").all()
+    assert texts.coverage() == 0.75
+
+
+def test_titles_match_across_spellings():
+    assert title_key("City of Lost Children, The (1995)") == title_key("The City of Lost Children", "1995")
+    assert title_key("Misérables, Les (1995)") == title_key("Miserables Les", "1995")
+    assert title_key("Sabrina (1954)") != title_key("Sabrina", "1995")
+
+
+def test_evaluation_phrases_share_no_long_word_with_training():
+    """On the file itself: what the README of the data says, by whole words of four letters on."""
+    with open(MOVIELENS / "tags.tsv", encoding="utf-8", newline="") as f:
+        rows = list(csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE))
+    train, evaluation = tags.TAG_COLUMNS["train"], tags.TAG_COLUMNS["eval"]
+    common = {"with", "that", "from", "into", "this", "their", "they", "over", "whose", "through", "about", "than", "when", "while", "your", "some", "what"}
+    shared = [row["title"] for row in rows if (words(*(row[c] for c in train)) & words(*(row[c] for c in evaluation))) - common]
+    assert len(rows) == 3916
+    assert len(shared) <= 0.01 * len(rows)
+
+
+def test_columns_of_the_parts_are_disjoint():
+    for columns in (tags.TAG_COLUMNS, tags.WISH_COLUMNS):
+        names = [name for part in columns.values() for name in part]
+        assert len(names) == len(set(names))
+
+
+def test_no_training_prompt_is_an_evaluation_prompt():
+    """By text, over everything that a bank and the test queries hold."""
+    prompts = bank()
+    n_train = len(prompts.all_texts)
+    rng = np.random.default_rng(1)
+    size = 400
+    queries = QuerySet(
+        *("POS", 3, np.zeros(size, int), np.zeros((size, 1), int)),
+        *(rng.integers(0, 3, size), rng.integers(1, 4, size), rng.random((size, 2))),
+    )
+    negative = QuerySet("NEG", 3, *(getattr(queries, f) for f in ("position", "targets", "category", "spoken_of", "draws")))
+    for part, kinds in ((TEST, ("category", "tag", "wish")), (VALID, ("category", "wish"))):
+        for kind in kinds:
+            rows, own = prompts_for(prompts, queries, kind, part)
+            assert (rows >= n_train).all()
+            assert (own == NO_PROMPT).all()
+    for kind in ("category", "tag"):
+        assert (prompts_for(prompts, negative, kind, TEST)[0] >= n_train).all()
+
+
+def test_validation_by_tag_names_the_phrase_that_it_repeats():
+    prompts = bank()
+    queries = QuerySet("POS", 3, np.zeros(1, int), np.zeros((1, 1), int), np.array([0]), np.array([1]), np.array([[0.5, 0.5]]))
+    rows, own = prompts_for(prompts, queries, "tag", VALID)
+    assert prompts.all_texts[own[0]] == movielens_texts().tags["train"][1, 1]
+    assert prompts.all_texts[own[0]][1:] in prompts.all_texts[rows[0]]
+
+
+def test_templates_fill_in():
+    templates = Templates("film")
+    assert templates.category(POSITIVE, "eval", _index(templates, POSITIVE, "What should I see?"), "Action").startswith("I feel like watching an action film")
+    assert "{" not in "".join(
+        templates.category(i, p, k, "Drama") + templates.tag(i, p, k, "A tag.") for i in (0, 1) for p in ("train", "valid", "eval") for k in range(templates.size(i, p))
+    )
+
+
+def _index(templates, intent, text):
+    return next(k for k in range(templates.size(intent, "eval")) if text in templates.category(intent, "eval", k, "x"))
+
+
+def test_pools_partition():
+    templates = Templates("neutral")
+    for intent in (POSITIVE, NEGATIVE):
+        assert (templates.size(intent, "train"), templates.size(intent, "valid"), templates.size(intent, "eval")) == (16, 4, 20)
+
+
+@pytest.mark.parametrize("name", ["no-such-pool", "/no/such/file.yaml"])
+def test_unknown_templates(name):
+    with pytest.raises(UserError, match="film"):
+        Templates(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "said"),
+    [("no-such-folder", "item_id", "movielens"), ("movielens", "no_column", "no_column"), ("movielens", "title", "none of its rows")],
+)
+def test_wrong_texts(name, column, said):
+    with pytest.raises(UserError, match=said):
+        load_item_texts(name, IDS, NO_TITLES, NO_TITLES, column)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return PromptEncoder(cache_dir=tmp_path_factory.mktemp("cache"), precision="float32")
+
+
+def test_encoder_knows_meaning(encoder):
+    comedy, funny, war = encoder.encode(["a comedy", "something funny to laugh at", "tanks in the desert war"])
+    assert comedy @ funny > comedy @ war + 0.1
+    assert np.linalg.norm(comedy) == pytest.approx(1, abs=1e-5)
+
+
+def test_cache_returns_what_was_encoded(encoder, monkeypatch):
+    texts = ["a", "b", "a", "🎬", "ein Film auf Deutsch"]
+    first = encoder.encode(texts)
+    np.testing.assert_array_equal(first[0], first[2])
+    monkeypatch.setattr(encoder, "_encode_chunk", None)  # a second encoding would fail
+    np.testing.assert_array_equal(encoder.encode(texts), first)
+
+
+def test_cache_is_per_encoder_and_precision(encoder, tmp_path):
+    other = PromptEncoder(cache_dir=encoder._cache.path.parent, precision="bfloat16")
+    assert other._cache.path != encoder._cache.path
+    near = torch.cosine_similarity(torch.tensor(other.encode(["a comedy"])), torch.tensor(encoder.encode(["a comedy"])))
+    assert 0.999 < float(near)
+
+
+def test_interrupted_encoding_keeps_whole_rows(encoder, monkeypatch):
+    monkeypatch.setattr("recbole_dpr.prompts.encoder._CHUNK", 2)
+    real, calls = encoder._encode_chunk, []
+
+    def fails_later(texts, bar):
+        calls.append(texts)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(texts, bar)
+
+    monkeypatch.setattr(encoder, "_encode_chunk", fails_later)
+    with pytest.raises(KeyboardInterrupt):
+        encoder.encode(["one", "two", "three", "four"])
+    kept = sqlite3.connect(encoder._cache.path).execute("SELECT count(*) FROM vectors WHERE text IN ('one', 'two', 'three', 'four')")
+    assert kept.fetchone()[0] == 2
+
+
+def test_missing_encoder_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="no/such-encoder") as error:
+        PromptEncoder("no/such-encoder", cache_dir=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_unwritable_cache_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="prompt_cache_dir"):
+        PromptEncoder(cache_dir=Path(tmp_path / "file"))
+
+
+def test_token_vectors(encoder):
+    flat, offsets = encoder.encode_tokens(["a comedy", "a much longer prompt with many words"])
+    assert offsets[0] == 0 and offsets[-1] == len(flat) and flat.shape[1] == encoder.dim
+    assert np.diff(offsets)[1] > np.diff(offsets)[0] > 1
+
+
+def test_item_vectors_leave_one_out():
+    """By hand on small vectors: the normed mean, and the same without one phrase."""
+    prompts = bank()
+    prompts.vectors = torch.nn.functional.normalize(torch.randn(len(prompts.all_texts), 8), dim=1)
+    text, total = prompts.item_vectors()
+    own = prompts.vectors[prompts.phrase[1]]  # six phrases of item 1
+    torch.testing.assert_close(text[1], torch.nn.functional.normalize(own.sum(0), dim=0))
+    assert not text[[0, 4]].any()
+    left = prompts.left_out(total, torch.tensor([1, 1]), torch.tensor([prompts.phrase[1, 2], NO_PROMPT]))
+    torch.testing.assert_close(left[0], torch.nn.functional.normalize(own[[0, 1, 3, 4, 5]].sum(0), dim=0))
+    torch.testing.assert_close(left[1], text[1])
