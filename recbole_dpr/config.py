@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from recbole.config import Config
-from recbole.utils import argument_list
+from recbole.utils import ModelType, argument_list
 
 from recbole_dpr.errors import UserError, unknown
 from recbole_dpr.model import MODELS
@@ -28,10 +28,12 @@ _POSITIVE_INTEGERS = (
 _POSITIVE_NUMBERS = ("temperature",)
 _UNIT_NUMBERS = ("prompt_share", "fusion_dropout", "hidden_dropout_prob", "attn_dropout_prob", "dropout_prob")
 _STAGE_KEYS = {
-    *("epochs", "learning_rate", "backbone_learning_rate", "stopping_step", "valid_tasks", "prompts", "prompt_noise"),
+    *("epochs", "learning_rate", "backbone_learning_rate", "stopping_step", "valid_tasks", "prompts", "prompt_noise", "schedule"),
 }
 _VALID_TASKS = ("SEQ", "POS/category", "POS/wish", "POS/tag", "NEG/category", "NEG/tag")
+_SCHEDULES = ("cosine", "constant")
 _PROMPT_KINDS = ("category", "tag", "wish")
+_TRAINING = properties_dir() / "training.yaml"  # for models of ours only
 # keys of RecBole that stand in none of its lists or property files
 _RECBOLE_EXTRAS = {
     *("model", "dataset", "config_files", "encoding", "nproc", "world_size", "ip", "port", "group_offset"),
@@ -47,6 +49,15 @@ class PromptConfig(Config):
 
     def _convert_config_dict(self, config_dict):
         return dict(config_dict)
+
+    def _get_final_config_dict(self):
+        """RecBole's defaults, but for what its users have to say to train some of its models on next items."""
+        settings, given = super()._get_final_config_dict(), self.external_config_dict
+        if settings["MODEL_TYPE"] == ModelType.SEQUENTIAL and settings.get("loss_type") == "CE":
+            settings["train_neg_sample_args"] = given.get("train_neg_sample_args")  # cross-entropy takes no negatives
+        if settings["MODEL_TYPE"] == ModelType.CONTEXT and "threshold" not in given:  # no labels: interactions are positive
+            settings.update(threshold=None, train_neg_sample_args=given.get("train_neg_sample_args", {"distribution": "uniform"}))
+        return settings
 
 
 def make_config(model, dataset, config_files=(), overrides=None):
@@ -68,7 +79,7 @@ def make_config(model, dataset, config_files=(), overrides=None):
     model_class = find_model(model)
     files = [properties_dir() / "dpr.yaml"]
     if model in MODELS:
-        files += [MODELS[model].backbone_properties(), properties_dir() / "model" / f"{model}.yaml"]
+        files += [_TRAINING, MODELS[model].backbone_properties(), properties_dir() / "model" / f"{model}.yaml"]
     dataset_file = properties_dir() / "dataset" / f"{dataset}.yaml"
     files += [dataset_file] if dataset_file.is_file() else []
     user_settings = {}
@@ -82,7 +93,7 @@ def make_config(model, dataset, config_files=(), overrides=None):
             model=model_class,
             dataset=dataset,
             config_file_list=[str(f) for f in files],
-            config_dict=_merged_stages(files, overrides),
+            config_dict=_merged_stages(files, overrides) if model in MODELS else overrides,
         )
     except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
         raise UserError(f"settings that RecBole refuses: {' '.join(str(error).split())}") from error
@@ -109,22 +120,22 @@ def find_model(name):
 def recbole_models():
     """Names of RecBole's models, read from its property files."""
     folder = Path(find_spec("recbole").origin).parent / "properties" / "model"
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.islower())  # lightgbm and xgboost rank no items
 
 
 def check_values(config):
     """Hold every key of ours against what it may be; one line for the first that is wrong."""
     for key, valid in _CHOICES.items():
-        if config[key] not in valid:
+        if key in config and config[key] not in valid:
             raise unknown(f"{key}=", config[key], valid)
     for key in _BOOLEANS:
-        if not isinstance(config[key], bool):
+        if key in config and not isinstance(config[key], bool):
             raise UserError(f"{key}={config[key]!r}: valid are True and False")
     for key in _POSITIVE_INTEGERS:
         if config[key] is not None and not (_is_int(config[key]) and config[key] > 0):
             raise UserError(f"{key}={config[key]!r}: a whole number from 1 is needed")
     for key in _POSITIVE_NUMBERS:
-        if not (_is_number(config[key]) and config[key] > 0):
+        if key in config and not (_is_number(config[key]) and config[key] > 0):
             raise UserError(f"{key}={config[key]!r}: a number above 0 is needed")
     for key in _UNIT_NUMBERS:
         if config[key] is not None and not (_is_number(config[key]) and 0 <= config[key] <= 1):
@@ -132,20 +143,26 @@ def check_values(config):
     if not _is_int(config["seed"]) or config["seed"] < 0:
         raise UserError(f"seed={config['seed']!r}: a whole number from 0 is needed")
     for key in ("windows", "train_windows"):
-        if not (isinstance(config[key], list) and config[key] and all(_is_int(n) and n > 0 for n in config[key])):
+        if key in config and not (isinstance(config[key], list) and config[key] and all(_is_int(n) and n > 0 for n in config[key])):
             raise UserError(f"{key}={config[key]!r}: a list of whole numbers from 1 is needed, such as [3,5,10]")
+    if not (_is_int(config["epochs"]) and config["epochs"] >= 0):
+        raise UserError(f"epochs={config['epochs']!r}: a whole number from 0 is needed (it caps every stage)")
+    _check_split(config["eval_args"])
+    if config["model"] in MODELS:
+        _check_training(config)
+
+
+def _check_training(config):
+    """The keys of properties/training.yaml that concern each other, and the stages."""
     if config["hidden_size"] and config["hidden_size"] % config["fusion_heads"]:
         raise UserError(
             f"fusion_heads={config['fusion_heads']}: has to divide hidden_size={config['hidden_size']}"
         )
-    if not (_is_int(config["epochs"]) and config["epochs"] >= 0):
-        raise UserError(f"epochs={config['epochs']!r}: a whole number from 0 is needed (it caps every stage)")
     if config["stages"] not in ([1], [1, 2], [1, 3], [1, 2, 3]):
         raise UserError(f"stages={config['stages']!r}: valid are [1], [1,2], [1,3] and [1,2,3]")
     weights = config["loss_weights"]
     if not (isinstance(weights, dict) and set(weights) == {"seq", "pos", "neg"} and _all_at_least_0(weights)):
         raise UserError(f"loss_weights={weights!r}: three numbers from 0 are needed: {{seq: 1, pos: 1, neg: 1}}")
-    _check_split(config["eval_args"])
     for number in (1, 2, 3):
         _check_stage(f"stage{number}", config[f"stage{number}"])
 
@@ -173,6 +190,8 @@ def _check_stage(name, stage):
     for key in ("learning_rate", "backbone_learning_rate", "prompt_noise"):
         if key in stage and not (_is_number(stage[key]) and stage[key] >= 0):
             raise UserError(f"{name}.{key}={stage[key]!r}: a number from 0 is needed")
+    if stage["schedule"] not in _SCHEDULES:
+        raise unknown(f"{name}.schedule", stage["schedule"], _SCHEDULES)
     for task in stage["valid_tasks"]:
         if task not in _VALID_TASKS:
             raise unknown(f"{name}.valid_tasks", task, _VALID_TASKS)
@@ -209,8 +228,9 @@ def known_keys(model):
         folder / "dataset" / "sample.yaml",
         folder / "model" / f"{backbone}.yaml",
         properties_dir() / "dpr.yaml",
-        properties_dir() / "model" / f"{model}.yaml",
     ]
+    if model in MODELS:
+        files += [_TRAINING, properties_dir() / "model" / f"{model}.yaml"]
     known = set(_RECBOLE_EXTRAS).union(*(read_yaml(file) for file in files if file.is_file()))
     for name in dir(argument_list):
         if name.endswith("_arguments"):
@@ -236,6 +256,8 @@ def _check_keys(settings, model):
     known = known_keys(model)
     for key in settings:
         name, dot, inner = key.partition(".")
+        if name not in known and name in read_yaml(_TRAINING):
+            raise UserError(f"key '{key}' is for DPR models ({', '.join(MODELS)}); '{model}' is trained by RecBole's own recipe")
         if dot and name in ("stage1", "stage2", "stage3"):
             if inner not in _STAGE_KEYS:
                 raise unknown(f"key of {name}", inner, sorted(_STAGE_KEYS))

@@ -27,7 +27,7 @@ class Materials:
 
     Attributes:
         sequences: Sequences.
-        bank: PromptBank, embedded.
+        bank: PromptBank, embedded by `prepare_prompts` (and left as texts by `prepare_queries`).
         valid, test: lists of PromptedQueries.
     """
 
@@ -59,17 +59,23 @@ def read_sequences(config, dataset_class=FlatDataset):
     return sequences, dataset
 
 
-def prepare_prompts(config, sequences, years, show_progress):
-    """The prompt bank, embedded, and the evaluation sets with their prompts."""
+def prepare_queries(config, sequences, years):
+    """The evaluation sets with their prompts as text: all that a method needs which ignores the prompts."""
     texts = load_item_texts(config["item_texts"], sequences.item_tokens, sequences.titles, years, config["ITEM_TEXT_ID"])
     rng = np.random.default_rng([config["seed"], _TEMPLATE_STREAM])
     bank = PromptBank(Templates(config["prompt_templates"]), texts, sequences.category_names, sequences.titles, rng)
     test = with_prompts(build_queries(sequences, config, TEST), bank, TEST, PROMPT_KINDS)
     valid_sets = build_queries(sequences, config, VALID, [config["valid_window"]])
     valid = with_prompts(valid_sets, bank, VALID, PROMPT_KINDS)
+    return Materials(sequences, bank, valid, test)
+
+
+def prepare_prompts(config, sequences, years, show_progress):
+    """The prompt bank, embedded, and the evaluation sets with their prompts; and the encoder."""
+    materials = prepare_queries(config, sequences, years)
     encoder = PromptEncoder(config["prompt_encoder"], config["encoder_precision"], config["prompt_cache_dir"], config["device"])
-    bank.embed(encoder, show_progress)
-    return Materials(sequences, bank, valid, test), encoder
+    materials.bank.embed(encoder, show_progress)
+    return materials, encoder
 
 
 def item_years(dataset, field):

@@ -16,10 +16,10 @@ from recbole_dpr import run_dpr  # noqa: E402
 from recbole_dpr.config import make_config  # noqa: E402
 from recbole_dpr.data.dataset import TEST  # noqa: E402
 from recbole_dpr.errors import UserError  # noqa: E402
-from recbole_dpr.evaluation.evaluator import Evaluator  # noqa: E402
+from recbole_dpr.evaluation.evaluator import Evaluator, PromptedQueries  # noqa: E402
 from recbole_dpr.evaluation.queries import PROTOCOL_KEYS, build_queries  # noqa: E402
 from recbole_dpr.materials import prepare_queries, read_sequences  # noqa: E402
-from recbole_dpr.zoo import RecBoleModel, dataset_class  # noqa: E402
+from recbole_dpr.zoo import RecBoleModel, _measured, dataset_class  # noqa: E402
 
 SEQUENTIAL = ("SASRec", "GRU4Rec", "BERT4Rec", "NARM", "Caser")
 GENERAL = ("Pop", "BPR", "ItemKNN", "EASE", "LightGCN")
@@ -77,6 +77,7 @@ def test_a_run_measures_the_three_tasks_and_writes_its_folder(data, tmp_path, mo
     assert f"Filter {model}" in (folder / "table.md").read_text()
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"] == model
     assert (folder / "checkpoints" / f"{model}.pth").is_file()
+    assert (folder / "curves.png").is_file() == (model not in ("Pop", "ItemKNN", "EASE"))
     assert not list((tmp_path / "cwd").iterdir())
 
 
@@ -99,6 +100,18 @@ def test_seq_equals_recboles_evaluator_for_general_models(data, tmp_path, model)
     theirs = zoo_model.trainer.evaluate(loader, load_best_model=False)
     ours = seq_metrics(zoo_model, config, sequences)
     assert {name.lower(): pytest.approx(value, abs=5.1e-5) for name, value in ours.items()} == dict(theirs)
+
+
+def test_prompt_kinds_share_rankings_and_keep_their_own_queries(data, tmp_path):
+    zoo_model, config, sequences, _ = built(data, "SASRec", tmp_path)
+    evaluator = Evaluator(sequences, config)
+    test = prepare_queries(config, sequences, np.full(sequences.n_items, "")).test
+    some = np.arange(0, len(test[1]), 3)
+    some = PromptedQueries(test[1].queries.take(some), "tag", test[1].prompt[some], test[1].own_phrase[some])
+    whole, part = _measured("SASRec", zoo_model, evaluator, [test[1], some])
+    assert (whole["queries"], part["queries"]) == (len(test[1]), len(some))
+    assert part["metrics"] == pytest.approx(evaluator.mean(some, zoo_model.score))
+    assert part["metrics"] != whole["metrics"] == pytest.approx(evaluator.mean(test[1], zoo_model.score))
 
 
 @pytest.mark.parametrize("model", ["SASRec", "BPR"])
@@ -164,3 +177,11 @@ def test_resume_goes_on_from_the_checkpoint(data, tmp_path):
 def test_the_same_seed_gives_the_same_figures(data, tmp_path):
     a, b = (run(data, "NARM", tmp_path / name, epochs=1) for name in "ab")
     assert a["results"] == b["results"]
+
+
+def test_a_damaged_checkpoint_is_named(data, tmp_path):
+    folder = tmp_path / "run"
+    run(data, "BPR", folder, epochs=1)
+    (folder / "checkpoints" / "BPR.pth").write_bytes(b"half")
+    with pytest.raises(UserError, match="BPR.pth is damaged"):
+        run_dpr("BPR", "tiny", config_dict={"resume": str(folder), "epochs": 2})

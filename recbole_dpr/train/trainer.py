@@ -1,5 +1,6 @@
 """One stage of training on RecBole's Trainer: its loop and early stopping, our batches and checkpoints."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,13 @@ class StageTrainer(Trainer):
             groups.append({"params": backbone, "lr": self.settings["backbone_learning_rate"]})
         return super()._build_optimizer(params=groups, learning_rate=rate)
 
+    def _set_learning_rates(self, epoch):
+        """Cosine decay towards 0 over the stage's epochs, or the constant rates of the settings."""
+        cosine = self.settings["schedule"] == "cosine"
+        factor = 0.5 * (1 + math.cos(math.pi * epoch / self.epochs)) if cosine else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
+
     def run(self, train_data, show_progress=False):
         """Train to the end of the stage, going on from its last checkpoint if there is one; leaves the best weights.
 
@@ -74,6 +82,7 @@ class StageTrainer(Trainer):
         self.model.train_backbone = self.stage == 1 or bool(self.settings["backbone_learning_rate"])
         self.model.prompt_noise = self.settings.get("prompt_noise", 0.0)
         torch.manual_seed(np.random.SeedSequence([self.config["seed"], self.stage, epoch_idx]).generate_state(1)[0])
+        self._set_learning_rates(epoch_idx)
         train_data.epoch = epoch_idx
         bar = tqdm(train_data, desc=f"stage {self.stage} epoch {epoch_idx + 1}/{self.epochs}", disable=not show_progress, leave=False)
         total, steps = torch.zeros((), device=self.device), 0
