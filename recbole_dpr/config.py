@@ -19,6 +19,7 @@ _CHOICES = {
     "neg_target": ("compliance", "window"),
     "prompt_keys": ("sentence", "token"),
     "encoder_precision": ("auto", "float32", "bfloat16"),
+    "softmax_precision": ("auto", "float32", "bfloat16"),
 }
 _BOOLEANS = ("short_windows", "mask_history", "drop_unseen_items", "two_towers", "item_text", "show_progress")
 _POSITIVE_INTEGERS = (

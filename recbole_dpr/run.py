@@ -24,6 +24,7 @@ from recbole_dpr.evaluation.evaluator import Evaluator
 from recbole_dpr.evaluation.queries import PROTOCOL_KEYS
 from recbole_dpr.materials import item_years, prepare_prompts, read_sequences
 from recbole_dpr.model import MODELS
+from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
 from recbole_dpr.serving import recommender
 from recbole_dpr.train import checkpoints
 from recbole_dpr.train.trainer import StageTrainer
@@ -95,7 +96,8 @@ class _Run:
         init_seed(config["seed"], config["reproducibility"])
         self.model = MODELS[config["model"]](config, dataset).to(config["device"])
         text, total = bank.item_vectors()
-        self.model.attach_items(text, total, torch.from_numpy(self.sequences.categories))
+        unwrapping = [bank.unwrapping(intent) for intent in (POSITIVE, NEGATIVE)]
+        self.model.attach_items(text, total, torch.from_numpy(self.sequences.categories), unwrapping)
         tokens = None
         if config["prompt_keys"] == "token":
             flat, offsets = self.encoder.encode_tokens(bank.all_texts, self.show)

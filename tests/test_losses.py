@@ -46,3 +46,16 @@ def test_huge_scores_stay_finite():
     state, item, *_ = inputs(10)
     loss = losses.softmax_cross_entropy(1e4 * state, item, torch.randint(0, V, (10,)))
     assert torch.isfinite(loss)
+
+
+def test_bfloat16_products_point_the_same_way():
+    state, item, side, own_score, fixed, own_item, targets = (x.detach().float() if x.is_floating_point() else x for x in inputs(700))
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaves = [x.clone().requires_grad_() for x in (state, item, side)]
+        loss = losses.softmax_cross_entropy(leaves[0], leaves[1], targets, 0.7, leaves[2], fixed, (own_item, own_score), dtype)
+        gradients.append((loss, torch.autograd.grad(loss, leaves)))
+    (exact, by_float32), (near, by_bfloat16) = gradients
+    torch.testing.assert_close(near, exact, rtol=1e-3, atol=0)
+    for a, b in zip(by_float32, by_bfloat16):
+        assert torch.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.9995

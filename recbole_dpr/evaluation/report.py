@@ -63,6 +63,8 @@ def table(result):
     """
     model = result["model"]
     paper = paper_figures(result["dataset"], model.removeprefix("DPR_"))
+    promptable = model.startswith("DPR_")
+    names_in_paper = {model: "DPR"} if promptable else {model: "Base", f"Filter {model}": "Filter"}
     columns = [("SEQ", "none")] + [(task, kind) for task in ("POS", "NEG") for kind in PROMPT_KINDS[task]]
     cells, methods, queries = {}, [], {}
     for row in result["results"]:
@@ -79,7 +81,8 @@ def table(result):
         for method in methods:
             values = [cells.get((method, *column), {}).get(metric) for column in columns]
             rows.append([method, *("" if v is None else f"{v:.4f}" for v in values)])
-            if (name := "DPR" if method == model else method) and any(key[0] == name for key in paper):
+            name = names_in_paper.get(method, method)
+            if any(key[0] == name for key in paper):
                 rows.append([f"&nbsp;&nbsp;paper: {name}", *(_paper_cell(paper, name, column, metric) for column in columns)])
         head = [metric, *(task if kind == "none" else f"{task} by {kind}" for task, kind in columns)]
         lines += [tabulate(rows, headers=head, tablefmt="github", disable_numparse=True), ""]

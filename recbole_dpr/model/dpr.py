@@ -16,6 +16,7 @@ from recbole_dpr.data.loaders import PackedBatch
 from recbole_dpr.model.backbones import AllPositions
 from recbole_dpr.model.fusion import FusionBlock, ItemSideQuery, Projector, TwoExpertTower
 from recbole_dpr.model.losses import softmax_cross_entropy
+from recbole_dpr.precision import compute_dtype
 from recbole_dpr.prompts.bank import NO_PROMPT
 
 PROMPT, INTENT = "prompt_id", "prompt_intent"  # fields of a RecBole Interaction that carries prompts
@@ -36,6 +37,7 @@ class Promptable(AllPositions):
         super().__init__(config, dataset)
         size, heads = self.item_embedding.embedding_dim, config["fusion_heads"]
         prompt_size, inner, dropout = config["prompt_size"], config["fusion_inner_size"], config["fusion_dropout"]
+        self.softmax_dtype = compute_dtype(config["softmax_precision"], config["device"])
         self.temperature, self.loss_weights = config["temperature"], config["loss_weights"]
         self.token_keys = config["prompt_keys"] == "token"
         self.projector = Projector(prompt_size, inner, size, dropout)
@@ -64,16 +66,19 @@ class Promptable(AllPositions):
 
     # --- what is attached once the data and the prompts are there
 
-    def attach_items(self, text, text_sum, categories):
+    def attach_items(self, text, text_sum, categories, unwrapping):
         """Set the item side.
 
         Args:
             text: float [V, D] of norm 1 or 0; text_sum: its sums before norming; categories: bool [V, C].
+            unwrapping: two float [D, D], by intent (`PromptBank.unwrapping`).
         """
         if self.item_query is None:
             return
         self.item_side.copy_(torch.cat([text, categories.to(text)], dim=1))
         self.item_text_sum.copy_(text_sum)
+        for expert, matrix in zip(self.item_query.experts, unwrapping):
+            expert.unwrap.copy_(matrix)
 
     def attach_prompts(self, vectors, tokens=None):
         """Set the prompt table: float [P, D], and with token keys (float16 [total, D], int64 [P + 1] offsets)."""
@@ -92,19 +97,21 @@ class Promptable(AllPositions):
 
     # --- vectors
 
-    def fuse(self, state, prompt, intent, tokens=None):
+    def fuse(self, state, prompt, intent, tokens=None, noisy=None):
         """The retrieval vector of prompted states.
 
         Args:
             state: [N, d]; prompt: [N, D]; intent: int or int64 [N].
             tokens: (float [N, L, D], bool [N, L] padding) with token keys, else None.
+            noisy: [N, D], what the learned parts see of the prompt in training; default the prompt.
 
         Returns:
             fused state [N, d], item side query [N, S] (S = 0 in the paper's form).
         """
-        keys, padding = (prompt[:, None], None) if tokens is None else tokens
+        noisy = prompt if noisy is None else noisy
+        keys, padding = (noisy[:, None], None) if tokens is None else tokens
         fused = self.tower(intent, state, self.projector(keys), padding)
-        side = self.item_query(intent, prompt) if self.item_query else state.new_zeros(len(state), 0)
+        side = self.item_query(intent, prompt, noisy) if self.item_query else state.new_zeros(len(state), 0)
         return fused, side
 
     def item_vectors(self):
@@ -136,7 +143,7 @@ class Promptable(AllPositions):
         items = self.item_embedding.weight if self.train_backbone else self.item_embedding.weight.detach()
         weights, losses = self.loss_weights, []
         if self.train_backbone and weights["seq"]:
-            losses.append(weights["seq"] * softmax_cross_entropy(states[interaction.rows], items, interaction.targets))
+            losses.append(weights["seq"] * softmax_cross_entropy(states[interaction.rows], items, interaction.targets, dtype=self.softmax_dtype))
         for part, name in zip(interaction.prompted, ("pos", "neg")):
             if weights[name] and len(part.rows):
                 losses.append(weights[name] * self._prompted_loss(states[part.rows], items, part))
@@ -144,17 +151,17 @@ class Promptable(AllPositions):
 
     def _prompted_loss(self, state, items, part):
         prompt = self.prompt_vectors[part.prompt]
-        tokens = self.tokens_of(part.prompt)
+        tokens, noisy = self.tokens_of(part.prompt), None
         if self.training and self.prompt_noise:
             scale = self.prompt_noise / prompt.shape[1] ** 0.5
-            prompt = prompt + scale * torch.randn_like(prompt)
+            noisy = prompt + scale * torch.randn_like(prompt)
             if tokens:
                 tokens = tokens[0] + scale * torch.randn_like(tokens[0]), tokens[1]
-        fused, side = self.fuse(state, prompt, part.intent, tokens)
+        fused, side = self.fuse(state, prompt, part.intent, tokens, noisy)
         own = None
         if self.item_query:
             own = part.own_item, (side * self._own_side(part)).sum(1)
-        return softmax_cross_entropy(fused, items, part.targets, self.temperature, side, self.item_side, own)
+        return softmax_cross_entropy(fused, items, part.targets, self.temperature, side, self.item_side, own, self.softmax_dtype)
 
     def _own_side(self, part):
         """The item side of the prompts' own items without the very phrase that is the prompt: [N, S].

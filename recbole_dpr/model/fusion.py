@@ -70,25 +70,33 @@ class FusionBlock(nn.Module):
 class ItemSideQuery(nn.Module):
     """What a prompt asks of the items' own text and categories: [N, D] -> [N, D + C].
 
-    The text part is scale x gate(p) x (p + A p) against the items' text vectors, A and the gate learned per
-    intent; the category part holds one learned weight for each category. It is one more stretch of the
-    retrieval vector, so the score stays one dot product for each item (finding 4 of docs/method.md).
+    The text part is scale x gate(p) x the normed p (I + M) against the items' text vectors: M, fitted in closed form
+    (`PromptBank.unwrapping`), takes the sentence around a description away; the gate is learned. A learned matrix in
+    M's place memorises its training phrases. The category part holds one learned weight for each category. Both are
+    one more stretch of the retrieval vector, so the score stays one dot product for each item (finding 4 of
+    docs/method.md).
     """
 
     def __init__(self, prompt_size, n_categories, scale, inner_size, dropout):
         super().__init__()
         self.scale = scale
-        self.correction = nn.Linear(prompt_size, prompt_size, bias=False)
+        self.register_buffer("unwrap", torch.zeros(prompt_size, prompt_size))
         self.gate = nn.Linear(prompt_size, 1)
         self.category = nn.Sequential(
             nn.Linear(prompt_size, inner_size), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner_size, n_categories)
         )
-        for parameter in (self.correction.weight, self.gate.weight, self.gate.bias, self.category[-1].weight, self.category[-1].bias):
+        for parameter in (self.gate.weight, self.gate.bias, self.category[-1].weight, self.category[-1].bias):
             nn.init.zeros_(parameter)
 
-    def forward(self, prompt):
-        text = self.scale * (1 + self.gate(prompt)) * (prompt + self.correction(prompt))
-        return torch.cat([text, self.category(prompt)], dim=-1)
+    def forward(self, prompt, noisy):
+        """Query the item side.
+
+        Args:
+            prompt: [N, D] for the text part, which has nothing to memorise.
+            noisy: [N, D] for what is learned; the same as `prompt` outside training.
+        """
+        text = nn.functional.normalize(prompt + prompt @ self.unwrap, dim=-1)
+        return torch.cat([self.scale * (1 + self.gate(noisy)) * text, self.category(noisy)], dim=-1)
 
 
 class TwoExpertTower(nn.Module):

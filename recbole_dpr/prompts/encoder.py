@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_dpr.errors import UserError
+from recbole_dpr.precision import compute_dtype
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 _WHEEL_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # SHA-256, as on the hub
@@ -34,7 +35,7 @@ class PromptEncoder:
     def __init__(self, name=DEFAULT_ENCODER, precision="auto", cache_dir=None, device="cpu"):
         self.name = str(name)
         self.device = torch.device(device)
-        self.dtype = _dtype(precision, self.device)
+        self.dtype = compute_dtype(precision, self.device)
         self._model = _load(self.name, self.device)
         self._model.max_seq_length = min(MAX_TOKENS, self._model.max_seq_length or MAX_TOKENS)
         self.dim = self._model.get_embedding_dimension()
@@ -102,17 +103,6 @@ class PromptEncoder:
                 parts[row] = torch.nn.functional.normalize(tokens.float(), dim=1).half().cpu().numpy()
         offsets = np.cumsum([0, *map(len, parts)])
         return np.concatenate(parts), offsets
-
-
-def _dtype(precision, device):
-    if precision != "auto":
-        return getattr(torch, precision)
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported()
-    else:  # torch also emulates bfloat16, slowly, so ask for the instructions
-        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        native = any(getattr(torch.cpu, name, lambda: False)() for name in names)
-    return torch.bfloat16 if native else torch.float32
 
 
 def _load(name, device):

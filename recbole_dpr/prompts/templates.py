@@ -35,6 +35,7 @@ class Templates:
             }
         except (KeyError, TypeError) as error:
             raise UserError(f"prompt templates {path}: every intent and part needs category and tag forms ({error})") from None
+        self._frames = read_yaml(folder / "frames.yaml")
         for intent in INTENTS:
             train = self._pools[intent, "train"]
             self._pools[intent, "train"], self._pools[intent, "valid"] = train[:-_HELD_OUT], train[-_HELD_OUT:]
@@ -52,5 +53,13 @@ class Templates:
 
     def tag(self, intent, part, index, tag):
         """The prompt that asks for (or against) what the tag describes."""
-        tag = tag[:1].lower() + tag[1:].rstrip(".")
-        return self._pools[INTENTS[intent], part][index][1].replace("{tag}", tag)
+        return in_sentence(self._pools[INTENTS[intent], part][index][1], tag)
+
+    def carriers(self, intent):
+        """Sentences with {tag} that only training uses: its pool, and the frames beside it."""
+        return [form for _, form in self._pools[INTENTS[intent], "train"]] + self._frames[INTENTS[intent]]
+
+
+def in_sentence(form, tag):
+    """A tag in the sentence `form` that has {tag}."""
+    return form.replace("{tag}", tag[:1].lower() + tag[1:].rstrip("."))

@@ -111,8 +111,10 @@ class StageTrainer(Trainer):
         self.history.append({"stage": self.stage, "epoch": epoch, "loss": self.train_loss_dict[epoch], **result})
         self.finished = self.cur_step > self.stopping_step
         self._save_last()
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in result.items())
-        tqdm.write(f"stage {self.stage} epoch {epoch + 1}/{self.epochs}  loss {self.train_loss_dict[epoch]:.4f}  {shown}")
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in result.items() if name != "score")
+        if self.config["show_progress"]:
+            loss = self.train_loss_dict[epoch]
+            tqdm.write(f"stage {self.stage} epoch {epoch + 1}/{self.epochs}  loss {loss:.4f}  {shown}")
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         """The best epoch so far; RecBole's loop calls this."""

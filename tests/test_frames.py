@@ -1,0 +1,68 @@
+"""The training frames: complete, well formed, intent plain, worded apart from the eval pools."""
+
+from itertools import combinations, product
+
+import pytest
+from test_template_pools import (
+    FILES,
+    INTENTS,
+    NEGATION_CUE,
+    jaccard,
+    load,
+    normalise,
+    placeholders,
+    prose,
+    templates,
+)
+
+FRAMES = load("frames")
+COUNTS = {"positive": 120, "negative": 80}
+MAX_JACCARD_EVAL = 0.5
+MAX_JACCARD_WITHIN = 0.6
+MIN_WORDS, MAX_WORDS = 2, 22  # around the tag
+
+each_intent = pytest.mark.parametrize("intent", INTENTS)
+
+
+def test_counts():
+    assert {intent: len(frames) for intent, frames in FRAMES.items()} == COUNTS
+
+
+@each_intent
+def test_well_formed(intent):
+    for frame in FRAMES[intent]:
+        assert isinstance(frame, str) and frame == " ".join(frame.split())
+        assert placeholders(frame) == ["{tag}"], frame
+        assert not set("{}") & set(frame.format(tag="lost dog")), frame
+        assert MIN_WORDS <= len(normalise(frame).split()) <= MAX_WORDS, frame
+
+
+def test_no_frame_twice():
+    keys = [normalise(frame) for intent in INTENTS for frame in FRAMES[intent]]
+    assert len(keys) == len(set(keys))
+
+
+@each_intent
+def test_frames_vary(intent):
+    for a, b in combinations(FRAMES[intent], 2):
+        assert jaccard(a, b) <= MAX_JACCARD_WITHIN, (a, b)
+
+
+@pytest.mark.parametrize(("name", "intent"), list(product(FILES, INTENTS)))
+def test_apart_from_the_eval_templates(name, intent):
+    held_out = {normalise(t) for i in INTENTS for t in templates(name, i, "eval")}
+    for frame in FRAMES[intent]:
+        assert normalise(frame) not in held_out, frame
+        for template in templates(name, intent, "eval"):
+            assert jaccard(frame, template) <= MAX_JACCARD_EVAL, (frame, template)
+
+
+def test_positive_frames_hold_no_negation_cue():
+    for frame in FRAMES["positive"]:
+        cue = NEGATION_CUE.search(prose(frame))
+        assert cue is None, (frame, cue.group())
+
+
+def test_negative_frames_hold_a_negation_cue():
+    for frame in FRAMES["negative"]:
+        assert NEGATION_CUE.search(prose(frame)), frame
