@@ -107,7 +107,7 @@ class PrefixDataset(ChronologicalSplit, SequentialDataset):
     """RecBole's SequentialDataset with the chronological split, for RecBole's own sequential models."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sequences:
     """Every user's items in time order, and what is known of the items.
 

@@ -16,7 +16,7 @@ from recbole_dpr.data.dataset import NO_ITEM
 _BLOCK = 65536  # positions looked at together: bounds the [P, N, C] masks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Targets:
     """Targets for those of the positions asked about that have any.
 

@@ -20,7 +20,7 @@ PROTOCOL_KEYS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QuerySet:
     """The queries of one task and window.
 
