@@ -21,7 +21,7 @@ _CHOICES = {
     "encoder_precision": ("auto", "float32", "bfloat16"),
     "softmax_precision": ("auto", "float32", "bfloat16"),
 }
-_BOOLEANS = ("short_windows", "mask_history", "drop_unseen_items", "two_towers", "item_text", "show_progress")
+_BOOLEANS = ("short_windows", "mask_history", "drop_unseen_items", "two_towers", "item_text", "decouple_items", "show_progress")
 _POSITIVE_INTEGERS = (
     *("compliance_n", "fusion_heads", "fusion_inner_size", "train_batch_size", "eval_batch_size", "valid_window"),
     *("MAX_ITEM_LIST_LENGTH", "hidden_size", "eval_step"),
@@ -164,6 +164,9 @@ def _check_training(config):
     weights = config["loss_weights"]
     if not (isinstance(weights, dict) and set(weights) == {"seq", "pos", "neg"} and _all_at_least_0(weights)):
         raise UserError(f"loss_weights={weights!r}: three numbers from 0 are needed: {{seq: 1, pos: 1, neg: 1}}")
+    scales = config["text_scale"]
+    if not (isinstance(scales, list) and len(scales) == 2 and all(map(_is_number, scales))):
+        raise UserError(f"text_scale={scales!r}: two numbers are needed, of the positive and the negative expert: [20, -2]")
     for number in (1, 2, 3):
         _check_stage(f"stage{number}", config[f"stage{number}"])
 

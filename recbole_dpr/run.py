@@ -127,6 +127,8 @@ class _Run:
         )
         trainer = StageTrainer(config, self.model, number, settings, lambda: self._validate(settings["valid_tasks"]), folder, self._identity())
         self.history += trainer.run(loader, self.show)
+        if number == 1:
+            self.model.start_prompting()
 
     def _identity(self):
         """What a checkpoint has to agree on with the run that reads it."""
@@ -141,6 +143,7 @@ class _Run:
         own.update({name: value for name, value in state["state_dict"].items() if self.model.is_backbone(name)})
         self.model.load_state_dict(own)
         checkpoints.save(folder / "stage1.best.pt", {**state, "state_dict": own})
+        self.model.start_prompting()
         self._say(f"stage 1 taken over from {source}")
 
     def _validate(self, tasks):

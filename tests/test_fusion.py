@@ -67,4 +67,4 @@ def test_one_expert_serves_both_intents():
 def test_untrained_item_side_is_scaled_cosine(scale):
     query = ItemSideQuery(8, 3, scale, 16, 0.0).eval()
     prompt = torch.nn.functional.normalize(torch.randn(4, 8), dim=1)
-    torch.testing.assert_close(query(prompt), torch.cat([scale * prompt, torch.zeros(4, 3)], dim=1))
+    torch.testing.assert_close(query(prompt, prompt), torch.cat([scale * prompt, torch.zeros(4, 3)], dim=1))

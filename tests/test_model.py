@@ -43,7 +43,7 @@ def build(data, **keys):
     vectors = torch.nn.functional.normalize(torch.randn(P, D), dim=1)
     total = torch.randn(sequences.n_items, D)
     total[0] = 0
-    model.attach_items(torch.nn.functional.normalize(total, dim=1), total, torch.from_numpy(sequences.categories))
+    model.attach_items(torch.nn.functional.normalize(total, dim=1), total, torch.from_numpy(sequences.categories), 0.1 * torch.randn(2, D, D))
     model.attach_prompts(vectors)
     return model
 
@@ -157,17 +157,28 @@ def test_without_a_prompt_it_is_the_backbone(data):
         torch.testing.assert_close(model.calculate_loss(rows), SASRec.calculate_loss(model, rows))
 
 
-def test_with_prompts_one_dot_product_for_each_item(data):
-    model = build(data)
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_with_prompts_one_dot_product_for_each_item(data, decoupled):
+    model = build(data, decouple_items=decoupled)
+    assert (model.answering_items is model.item_embedding.weight) == (not decoupled)
     rows = interaction(data[1], **{PROMPT: torch.tensor([0, 1, 2, 3, 4]), INTENT: torch.tensor([0, 1, 0, 1, 1])})
     with torch.no_grad():
         scores = model.full_sort_predict(rows)
         state = model.forward(rows["item_id_list"], rows["item_length"])
         for n in range(5):
             fused, side = model.fuse(state[n : n + 1], model.prompt_vectors[n : n + 1], int(rows[INTENT][n]))
-            torch.testing.assert_close(scores[n], (torch.cat([fused, side], dim=1) @ model.item_vectors().T)[0])
+            expected = fused @ model.answering_items.T + side @ model.item_side.T
+            torch.testing.assert_close(scores[n], expected[0])
         torch.testing.assert_close(model.predict(rows), scores[torch.arange(5), rows["item_id"]])
     assert (scores - SASRec.full_sort_predict(model, rows)).abs().max() > 0.1
+
+
+def test_prompted_items_start_as_the_backbones(data):
+    """And in the paper's form they are the backbone's: the answer to a prompt that moves nothing is the unprompted one."""
+    model = build(data)
+    model.start_prompting()
+    torch.testing.assert_close(model.answering_items, model.item_embedding.weight)
+    assert model.answering_items is not model.item_embedding.weight
 
 
 def test_token_keys_run_and_matter(data):

@@ -62,11 +62,10 @@ class Prompted:
     def score(self, prompted, rows):
         state = self.states(prompted, rows)
         if prompted.kind == "none":
-            return state @ self.items[:, : state.shape[1]].T
+            return self.model.unprompted_vectors(state) @ self.items.T
         prompt = torch.from_numpy(prompted.prompt[rows]).to(state.device)
-        vectors = self.model.prompt_vectors[prompt]
-        fused = self.model.fuse(state, vectors, prompted.queries.intent, self.model.tokens_of(prompt))
-        return torch.cat(fused, dim=1) @ self.items.T
+        vectors, tokens = self.model.prompt_vectors[prompt], self.model.tokens_of(prompt)
+        return self.model.prompted_vectors(state, vectors, prompted.queries.intent, tokens) @ self.items.T
 
 
 class TextSimilarity:

@@ -1,7 +1,8 @@
 """DPR: a sequential recommender of RecBole that a prompt can steer, and that answers as before without one.
 
 Legend: B rows, T steps, N prompted positions, P rows of the prompt table, d hidden, D size of the sentence
-encoder, C categories, V items, S = D + C size of the item side (0 in the paper's form).
+encoder, C categories, V items, S = D + C size of the item side (0 in the paper's form), R size of the retrieval
+vectors: d + S, or d + d + S with items decoupled.
 Source: arXiv:2602.18929.
 """
 
@@ -42,13 +43,14 @@ class Promptable(AllPositions):
         self.token_keys = config["prompt_keys"] == "token"
         self.projector = Projector(prompt_size, inner, size, dropout)
         self.tower = TwoExpertTower(lambda: FusionBlock(size, heads, inner, dropout), config["two_towers"])
+        self.prompt_items = nn.Embedding(self.n_items, size, padding_idx=0) if config["decouple_items"] else None
         self.item_query = None
         side_size = 0
         if config["item_text"]:
             side_size = prompt_size + config["n_categories"]
+            scales = iter(config["text_scale"])
             self.item_query = TwoExpertTower(
-                lambda: ItemSideQuery(prompt_size, config["n_categories"], config["text_scale"], inner, dropout),
-                config["two_towers"],
+                lambda: ItemSideQuery(prompt_size, config["n_categories"], next(scales), inner, dropout), config["two_towers"]
             )
         self.register_buffer("item_side", torch.zeros(self.n_items, side_size))
         self.register_buffer("item_text_sum", torch.zeros(self.n_items, prompt_size if side_size else 0), persistent=False)
@@ -85,15 +87,19 @@ class Promptable(AllPositions):
         self.prompt_vectors = vectors.to(self.item_embedding.weight.device)
         self.prompt_tokens = tokens
 
+    def start_prompting(self):
+        """Called when stage 1 has ended: the prompted path's items start as the backbone's."""
+        if self.prompt_items is not None:
+            self.prompt_items.load_state_dict(self.item_embedding.state_dict())
+
     def fusion_parameters(self):
         """Parameters that DPR adds; all others are the backbone's."""
-        modules = [self.projector, self.tower, *([self.item_query] if self.item_query else [])]
-        return [p for module in modules for p in module.parameters()]
+        return [p for name, p in self.named_parameters() if not self.is_backbone(name)]
 
     @staticmethod
     def is_backbone(name):
         """Whether a name of the state dict is the backbone's."""
-        return not name.startswith(("projector.", "tower.", "item_query.", "item_side", "mean_state"))
+        return not name.startswith(("projector.", "tower.", "prompt_items.", "item_query.", "item_side", "mean_state"))
 
     # --- vectors
 
@@ -114,9 +120,35 @@ class Promptable(AllPositions):
         side = self.item_query(intent, prompt, noisy) if self.item_query else state.new_zeros(len(state), 0)
         return fused, side
 
+    @property
+    def answering_items(self):
+        """[V, d]: the item embeddings that prompted states are matched with."""
+        return (self.item_embedding if self.prompt_items is None else self.prompt_items).weight
+
     def item_vectors(self):
-        """[V, d + S]: the item half of the dot product."""
-        return torch.cat([self.item_embedding.weight, self.item_side], dim=1)
+        """[V, R]: the item half of the dot product."""
+        own = [] if self.prompt_items is None else [self.prompt_items.weight]
+        return torch.cat([self.item_embedding.weight, *own, self.item_side], dim=1)
+
+    def unprompted_vectors(self, state):
+        """[B, R]: the user half without a prompt; score = the backbone's own."""
+        return nn.functional.pad(state, (0, self.item_vector_size - state.shape[1]))
+
+    @property
+    def prompted_start(self):
+        """Where the prompted state begins in a retrieval vector."""
+        return 0 if self.prompt_items is None else self.item_embedding.embedding_dim
+
+    def prompted_vectors(self, state, prompt, intent, tokens=None):
+        """[N, R]: the user half with a prompt; arguments as for `fuse`."""
+        fused = torch.cat(self.fuse(state, prompt, intent, tokens), dim=1)
+        return nn.functional.pad(fused, (self.prompted_start, 0))
+
+    @property
+    def item_vector_size(self):
+        """R."""
+        copies = 1 if self.prompt_items is None else 2
+        return copies * self.item_embedding.embedding_dim + self.item_side.shape[1]
 
     def tokens_of(self, prompt):
         """The token keys of rows of the prompt table; None with sentence keys."""
@@ -140,10 +172,15 @@ class Promptable(AllPositions):
         with torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled()):
             states = self.states(interaction.item_seq)
             states = states.reshape(-1, states.shape[-1])  # [B * T, d]
-        items = self.item_embedding.weight if self.train_backbone else self.item_embedding.weight.detach()
         weights, losses = self.loss_weights, []
         if self.train_backbone and weights["seq"]:
-            losses.append(weights["seq"] * softmax_cross_entropy(states[interaction.rows], items, interaction.targets, dtype=self.softmax_dtype))
+            loss = softmax_cross_entropy(
+                states[interaction.rows], self.item_embedding.weight, interaction.targets, dtype=self.softmax_dtype
+            )
+            losses.append(weights["seq"] * loss)
+        items = self.answering_items
+        if self.prompt_items is None and not self.train_backbone:
+            items = items.detach()
         for part, name in zip(interaction.prompted, ("pos", "neg")):
             if weights[name] and len(part.rows):
                 losses.append(weights[name] * self._prompted_loss(states[part.rows], items, part))
@@ -176,12 +213,12 @@ class Promptable(AllPositions):
         return torch.cat([torch.where(repeated, text, own[:, :size]), own[:, size:]], dim=1)
 
     def _vectors_for(self, interaction):
-        """Retrieval vectors of an Interaction, [B, d + S]."""
+        """Retrieval vectors of an Interaction, [B, R]."""
         state = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         if PROMPT not in interaction:
-            return torch.cat([state, state.new_zeros(len(state), self.item_side.shape[1])], dim=1)
+            return self.unprompted_vectors(state)
         prompt = interaction[PROMPT]
-        return torch.cat(self.fuse(state, self.prompt_vectors[prompt], interaction[INTENT], self.tokens_of(prompt)), dim=1)
+        return self.prompted_vectors(state, self.prompt_vectors[prompt], interaction[INTENT], self.tokens_of(prompt))
 
     def predict(self, interaction):
         """Scores of the interaction's items, [B]."""

@@ -70,23 +70,22 @@ class FusionBlock(nn.Module):
 class ItemSideQuery(nn.Module):
     """What a prompt asks of the items' own text and categories: [N, D] -> [N, D + C].
 
-    The text part is scale x gate(p) x the normed p (I + M) against the items' text vectors: M, fitted in closed form
-    (`PromptBank.unwrapping`), takes the sentence around a description away; the gate is learned. A learned matrix in
-    M's place memorises its training phrases. The category part holds one learned weight for each category. Both are
-    one more stretch of the retrieval vector, so the score stays one dot product for each item (finding 4 of
-    docs/method.md).
+    The text part is scale x (1 + gate(p)) x the normed p (I + M) against the items' text vectors: M, fitted in closed
+    form (`PromptBank.unwrapping`), takes the sentence around a description away. A learned matrix in M's place
+    memorises its training phrases. The gate and a weight for each category are learned, from one hidden layer. Both
+    parts are one more stretch of the retrieval vector, so the score stays one dot product for each item (finding 4
+    of docs/method.md).
     """
 
     def __init__(self, prompt_size, n_categories, scale, inner_size, dropout):
         super().__init__()
         self.scale = scale
         self.register_buffer("unwrap", torch.zeros(prompt_size, prompt_size))
-        self.gate = nn.Linear(prompt_size, 1)
-        self.category = nn.Sequential(
-            nn.Linear(prompt_size, inner_size), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner_size, n_categories)
+        self.weights = nn.Sequential(
+            nn.Linear(prompt_size, inner_size), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner_size, 1 + n_categories)
         )
-        for parameter in (self.gate.weight, self.gate.bias, self.category[-1].weight, self.category[-1].bias):
-            nn.init.zeros_(parameter)
+        nn.init.zeros_(self.weights[-1].weight)
+        nn.init.zeros_(self.weights[-1].bias)
 
     def forward(self, prompt, noisy):
         """Query the item side.
@@ -96,7 +95,8 @@ class ItemSideQuery(nn.Module):
             noisy: [N, D] for what is learned; the same as `prompt` outside training.
         """
         text = nn.functional.normalize(prompt + prompt @ self.unwrap, dim=-1)
-        return torch.cat([self.scale * (1 + self.gate(noisy)) * text, self.category(noisy)], dim=-1)
+        weights = self.weights(noisy)
+        return torch.cat([self.scale * (1 + weights[:, :1]) * text, weights[:, 1:]], dim=-1)
 
 
 class TwoExpertTower(nn.Module):

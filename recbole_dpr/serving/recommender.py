@@ -126,17 +126,22 @@ class Recommender:
         state = self.model.forward(item_seq.to(device), lengths.to(device))
         empty = torch.tensor([not h for h in recent], device=device)
         state = torch.where(empty[:, None], self.model.mean_state, state)
-        side = state.new_zeros(len(state), self._vectors.shape[1] - state.shape[1])
-        vectors = torch.cat([state, side], dim=1)
+        vectors = self.model.unprompted_vectors(state)
         owner = [row for row, parts in enumerate(clauses) for _ in parts]
-        if owner:
-            flat = [clause for parts in clauses for clause in parts]
-            owner, intent = torch.tensor(owner, device=device), torch.tensor([c.expert for c in flat], device=device)
-            texts = [c.text for c in flat]
-            prompt = torch.from_numpy(self.encoder.encode(texts)).to(device)
-            fused = torch.cat(self.model.fuse(state[owner], prompt, intent, self._tokens(texts, device)), dim=1)
-            vectors = vectors.index_add(0, owner, fused - torch.cat([state, side], dim=1)[owner])
-        return vectors
+        if not owner:
+            return vectors
+        flat = [clause for parts in clauses for clause in parts]
+        owner, intent = torch.tensor(owner, device=device), torch.tensor([c.expert for c in flat], device=device)
+        texts = [c.text for c in flat]
+        prompt = torch.from_numpy(self.encoder.encode(texts)).to(device)
+        prompted = self.model.prompted_vectors(state[owner], prompt, intent, self._tokens(texts, device))
+        # each clause's move away from the state, on the stretch of the vector that answers prompts
+        start = self.model.prompted_start
+        resting = torch.zeros_like(vectors)
+        resting[:, start : start + state.shape[1]] = state
+        moved = resting.index_add(0, owner, prompted - resting[owner])
+        asked = torch.zeros(len(state), dtype=torch.bool, device=device).index_fill(0, owner, True)
+        return torch.where(asked[:, None], moved, vectors)
 
     def _tokens(self, texts, device):
         if not self.model.token_keys:
