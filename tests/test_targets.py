@@ -117,6 +117,17 @@ def test_window_stays_in_its_part(data, n):
         assert row.tolist() == expected + [NO_ITEM] * (n - len(expected))
 
 
+def test_window_may_differ_by_row():
+    data = _fixed()
+    position = np.arange(30)
+    n = np.random.default_rng(1).integers(1, 9, len(position))
+    found = targets.negative(data, position, n, np.random.default_rng(2), nearest=False)
+    assert found.items.shape[1] == n.max()
+    for row, items, category in zip(found.rows, found.items, found.category):
+        expected = [i for i in data.items[row : min(row + n[row], 30)] if not data.categories[i, category]]
+        assert items[items != NO_ITEM].tolist() == expected
+
+
 def test_same_generator_same_targets():
     data = _fixed()
     draw = lambda: targets.positive_in_window(data, np.arange(len(data.items)), 5, np.random.default_rng(3))  # noqa: E731

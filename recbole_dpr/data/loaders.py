@@ -156,15 +156,14 @@ class TrainingPrompts:
         config, result = self.config, []
         for intent in (POSITIVE, NEGATIVE):
             chosen = np.sort(rng.permutation(len(flat))[: max(1, round(config["prompt_share"] * len(flat)))])
-            if intent == POSITIVE and config["pos_target"] == "window":
-                n = rng.choice(config["train_windows"], len(chosen))
-                found = targets.positive_in_window(self.sequences, position[chosen], n, rng)
-            elif intent == POSITIVE:
-                found = targets.positive_from_compliance_list(self.sequences, position[chosen], config["compliance_n"], rng)
+            listed = config["pos_target" if intent == POSITIVE else "neg_target"] == "compliance"
+            n = config["compliance_n"] if listed else rng.choice(config["train_windows"], len(chosen))
+            if intent == NEGATIVE:
+                found = targets.negative(self.sequences, position[chosen], n, rng, nearest=listed)
+            elif listed:
+                found = targets.positive_from_compliance_list(self.sequences, position[chosen], n, rng)
             else:
-                found = targets.negative(
-                    self.sequences, position[chosen], config["compliance_n"], rng, config["neg_target"] == "compliance"
-                )
+                found = targets.positive_in_window(self.sequences, position[chosen], n, rng)
             chosen = chosen[found.rows]
             spoken_of = found.items[:, 0] if intent == POSITIVE else self.sequences.items[position[chosen]]
             prompt, phrase = self._prompts(intent, found.category, spoken_of, rng)

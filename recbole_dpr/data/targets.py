@@ -115,29 +115,31 @@ def negative(sequences, positions, n, rng, nearest):
 
     Args:
         positions: int [P].
-        n: an int; the window, or with `nearest` the length of the compliance list.
+        n: the window, an int or int [P]; with `nearest` an int, the length of the compliance list.
         rng: numpy Generator.
         nearest: True: the n nearest items of F without the category (C^(n) of the paper);
             False: all items of the window without it.
 
     Returns:
-        Targets with K = n.
+        Targets with K = the largest n.
     """
+    width = int(np.max(n))
 
-    def one_block(positions):
+    def one_block(positions, n):
         has = sequences.categories[sequences.items[positions]]  # [P, C]
         rows = np.flatnonzero(has.any(axis=1))
         category = draw(rng, has[rows])
         if nearest:
-            items = nearest_compliant(sequences, positions[rows], category, False, n)
+            items = nearest_compliant(sequences, positions[rows], category, False, width)
         else:
-            items = window(sequences, positions[rows], n)
+            end = np.minimum(positions + n, sequences.part_end[positions])[rows]
+            items = items_between(sequences, positions[rows], end, width)
             avoided = sequences.categories[items, category[:, None]]
             items = _push_left(np.where(avoided, NO_ITEM, items))
         found = items[:, 0] != NO_ITEM
         return Targets(rows[found], items[found], category[found])
 
-    return _in_blocks(one_block, positions)
+    return _in_blocks(one_block, positions, np.broadcast_to(n, len(positions)))
 
 
 def nearest_compliant(sequences, positions, category, wanted, n):

@@ -6,6 +6,7 @@ vectors: d + S, or d + d + S with items decoupled.
 Source: arXiv:2602.18929.
 """
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import recbole
@@ -169,7 +170,7 @@ class Promptable(AllPositions):
         """Weighted losses (SEQ, POS, NEG) of a PackedBatch; the backbone's own loss of an Interaction."""
         if not isinstance(interaction, PackedBatch):
             return super().calculate_loss(interaction)
-        with torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled()):
+        with self._backbone_as_it_trains():
             states = self.states(interaction.item_seq)
             states = states.reshape(-1, states.shape[-1])  # [B * T, d]
         weights, losses = self.loss_weights, []
@@ -185,6 +186,18 @@ class Promptable(AllPositions):
             if weights[name] and len(part.rows):
                 losses.append(weights[name] * self._prompted_loss(states[part.rows], items, part))
         return tuple(losses)
+
+    @contextmanager
+    def _backbone_as_it_trains(self):
+        """With a frozen backbone: no gradient, and no dropout, so that the tower sees the states it will answer from."""
+        frozen, training = not self.train_backbone, self.training
+        if frozen:
+            self.eval()
+        try:
+            with torch.set_grad_enabled(not frozen and torch.is_grad_enabled()):
+                yield
+        finally:
+            self.train(training)
 
     def _prompted_loss(self, state, items, part):
         prompt = self.prompt_vectors[part.prompt]
