@@ -15,6 +15,7 @@ from recbole_dpr.yamlfile import read_yaml
 _CHOICES = {
     "eval_positions": ("first", "all"),
     "eval_neg_target": ("window", "nearest"),
+    "eval_tag_form": ("template", "bare"),
     "pos_target": ("window", "compliance"),
     "neg_target": ("compliance", "window"),
     "prompt_keys": ("sentence", "token"),

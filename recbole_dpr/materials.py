@@ -64,9 +64,9 @@ def prepare_queries(config, sequences, years):
     texts = load_item_texts(config["item_texts"], sequences.item_tokens, sequences.titles, years, config["ITEM_TEXT_ID"])
     rng = np.random.default_rng([config["seed"], _TEMPLATE_STREAM])
     bank = PromptBank(Templates(config["prompt_templates"]), texts, sequences.category_names, sequences.titles, rng)
-    test = with_prompts(build_queries(sequences, config, TEST), bank, TEST, PROMPT_KINDS)
+    test = with_prompts(build_queries(sequences, config, TEST), bank, TEST, PROMPT_KINDS, config["eval_tag_form"])
     valid_sets = build_queries(sequences, config, VALID, [config["valid_window"]])
-    valid = with_prompts(valid_sets, bank, VALID, PROMPT_KINDS)
+    valid = with_prompts(valid_sets, bank, VALID, PROMPT_KINDS, config["eval_tag_form"])
     return Materials(sequences, bank, valid, test)
 
 

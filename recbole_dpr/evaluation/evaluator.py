@@ -44,11 +44,11 @@ class PromptedQueries:
         return len(self.queries)
 
 
-def with_prompts(query_sets, bank, part, kinds):
+def with_prompts(query_sets, bank, part, kinds, tag_form="template"):
     """Every query set with each kind of prompt that its items have; empty ones are left out.
 
     Args:
-        kinds: dict task -> prompt kinds, as `queries.PROMPT_KINDS`.
+        kinds: dict task -> prompt kinds, as `queries.PROMPT_KINDS`; tag_form: as for `queries.prompts_for`.
     """
     result = []
     for queries in query_sets:
@@ -57,7 +57,7 @@ def with_prompts(query_sets, bank, part, kinds):
                 nothing = np.full(len(queries), NO_PROMPT)
                 result.append(PromptedQueries(queries, kind, np.zeros(len(queries), dtype=np.int64), nothing))
                 continue
-            prompt, own = prompts_for(bank, queries, kind, part)
+            prompt, own = prompts_for(bank, queries, kind, part, tag_form)
             rows = np.flatnonzero(prompt != NO_PROMPT)
             if len(rows):
                 result.append(PromptedQueries(queries.take(rows), kind, prompt[rows], own[rows]))

@@ -16,7 +16,7 @@ TASKS = ("SEQ", "POS", "NEG")
 PROMPT_KINDS = {"SEQ": ("none",), "POS": ("category", "tag", "wish"), "NEG": ("category", "tag")}
 PROTOCOL_KEYS = (
     *("eval_args", "drop_unseen_items", "windows", "eval_positions", "short_windows", "mask_history"),
-    *("eval_neg_target", "MAX_ITEM_LIST_LENGTH", "CATEGORY_FIELD", "CATEGORY_IGNORE", "prompt_templates", "seed"),
+    *("eval_neg_target", "eval_tag_form", "MAX_ITEM_LIST_LENGTH", "CATEGORY_FIELD", "CATEGORY_IGNORE", "prompt_templates", "seed"),
 )
 
 
@@ -119,7 +119,7 @@ def _reachable(sequences, config, queries):
     return QuerySet(queries.task, queries.window, *arrays).take(keep.any(axis=1))
 
 
-def prompts_for(bank, queries, kind, part):
+def prompts_for(bank, queries, kind, part, tag_form="template"):
     """The prompt of every query, of one kind.
 
     Test queries use the evaluation columns and templates; validation queries the validation ones. There are no
@@ -129,6 +129,7 @@ def prompts_for(bank, queries, kind, part):
         bank: PromptBank; texts that it does not know yet are added, so ask before it is embedded.
         kind: category, tag or wish.
         part: TEST or VALID.
+        tag_form: template, or bare: a tag as it stands.
 
     Returns:
         prompt: int64 [Q] rows of the prompt table, `NO_PROMPT` where the item has no such phrase;
@@ -143,7 +144,8 @@ def prompts_for(bank, queries, kind, part):
         columns = "train" if part == VALID else "eval"
         tags = bank.texts.tags[columns]
         which = (queries.draws[:, 1] * tags.shape[1]).astype(np.int64)
-        rows = bank.tag_rows(queries.intent, pool, tags[queries.spoken_of, which], template)
+        tags = tags[queries.spoken_of, which]
+        rows = bank.rows(tags) if tag_form == "bare" else bank.tag_rows(queries.intent, pool, tags, template)
         return rows, bank.phrase[queries.spoken_of, which] if part == VALID else nothing
     wishes = bank.texts.wishes[pool]
     which = (queries.draws[:, 1] * wishes.shape[1]).astype(np.int64)

@@ -38,7 +38,7 @@ class PromptEncoder:
         self.dtype = compute_dtype(precision, self.device)
         self._model = _load(self.name, self.device)
         self._model.max_seq_length = min(MAX_TOKENS, self._model.max_seq_length or MAX_TOKENS)
-        self.dim = self._model.get_embedding_dimension()
+        self.dim = self._model.encode([""], show_progress_bar=False).shape[1]
         self._cache = _Cache(Path(cache_dir or "~/.cache/recbole_dpr").expanduser(), self._fingerprint())
 
     def _fingerprint(self):
@@ -48,23 +48,27 @@ class PromptEncoder:
             digest.update(tensor.detach().cpu().numpy().tobytes())
         return digest.hexdigest()[:20]
 
-    def encode(self, texts, show_progress=False, desc="prompts"):
+    def encode(self, texts, show_progress=False, cached=True):
         """Embed texts; those seen before come from the cache.
+
+        Args:
+            cached: False neither reads nor writes the cache: requests of users are not kept on disk.
 
         Returns:
             float32 [n, D], every row of norm 1.
         """
         texts = list(texts)
         unique = list(dict.fromkeys(texts))
-        found = self._cache.get(unique)
+        found = self._cache.get(unique) if cached else {}
         missing = [t for t in unique if t not in found]
         # equal lengths side by side: little padding
         missing.sort(key=len)
-        with tqdm(total=len(missing), desc=f"embed {desc}", unit="text", disable=not (show_progress and missing)) as bar:
+        with tqdm(total=len(missing), desc="embed prompts", unit="text", disable=not (show_progress and missing)) as bar:
             for start in range(0, len(missing), _CHUNK):
                 chunk = missing[start : start + _CHUNK]
                 vectors = self._encode_chunk(chunk, bar)
-                self._cache.put(chunk, vectors)
+                if cached:
+                    self._cache.put(chunk, vectors)
                 found.update(zip(chunk, vectors))
         result = np.empty((len(texts), self.dim), dtype=np.float32)
         for row, text in enumerate(texts):

@@ -133,7 +133,7 @@ class Recommender:
         flat = [clause for parts in clauses for clause in parts]
         owner, intent = torch.tensor(owner, device=device), torch.tensor([c.expert for c in flat], device=device)
         texts = [c.text for c in flat]
-        prompt = torch.from_numpy(self.encoder.encode(texts)).to(device)
+        prompt = torch.from_numpy(self.encoder.encode(texts, cached=False)).to(device)
         prompted = self.model.prompted_vectors(state[owner], prompt, intent, self._tokens(texts, device))
         # each clause's move away from the state, on the stretch of the vector that answers prompts
         start = self.model.prompted_start
