@@ -22,7 +22,7 @@ _CHOICES = {
     "encoder_precision": ("auto", "float32", "bfloat16"),
     "softmax_precision": ("auto", "float32", "bfloat16"),
 }
-_BOOLEANS = ("short_windows", "mask_history", "drop_unseen_items", "two_towers", "item_text", "decouple_items", "show_progress")
+_BOOLEANS = ("short_windows", "mask_history", "drop_unseen_items", "two_towers", "item_text", "decouple_backbone", "show_progress")
 _POSITIVE_INTEGERS = (
     *("compliance_n", "fusion_heads", "fusion_inner_size", "train_batch_size", "eval_batch_size", "valid_window"),
     *("MAX_ITEM_LIST_LENGTH", "hidden_size", "eval_step"),
@@ -30,7 +30,7 @@ _POSITIVE_INTEGERS = (
 _POSITIVE_NUMBERS = ("temperature",)
 _UNIT_NUMBERS = ("prompt_share", "fusion_dropout", "hidden_dropout_prob", "attn_dropout_prob", "dropout_prob")
 _STAGE_KEYS = {
-    *("epochs", "learning_rate", "backbone_learning_rate", "stopping_step", "valid_tasks", "prompts", "prompt_noise", "schedule"),
+    *("epochs", "learning_rate", "backbone_learning_rate", "stopping_step", "valid_tasks", "prompts", "prompt_noise", "schedule", "train_batch_size"),
 }
 _VALID_TASKS = ("SEQ", "POS/category", "POS/wish", "POS/tag", "NEG/category", "NEG/tag")
 _SCHEDULES = ("cosine", "constant")
@@ -168,6 +168,8 @@ def _check_training(config):
     scales = config["text_scale"]
     if not (isinstance(scales, list) and len(scales) == 2 and all(map(_is_number, scales))):
         raise UserError(f"text_scale={scales!r}: two numbers are needed, of the positive and the negative expert: [20, -2]")
+    if not (_is_number(config["unprompted_weight"]) and config["unprompted_weight"] >= 0):
+        raise UserError(f"unprompted_weight={config['unprompted_weight']!r}: a number from 0 is needed")
     for number in (1, 2, 3):
         _check_stage(f"stage{number}", config[f"stage{number}"])
 
@@ -192,6 +194,9 @@ def _check_stage(name, stage):
     for key in ("epochs", "stopping_step"):
         if not (_is_int(stage[key]) and stage[key] >= 0):
             raise UserError(f"{name}.{key}={stage[key]!r}: a whole number from 0 is needed")
+    batch_size = stage.get("train_batch_size", 1)
+    if not (_is_int(batch_size) and batch_size > 0):
+        raise UserError(f"{name}.train_batch_size={batch_size!r}: a whole number from 1 is needed")
     for key in ("learning_rate", "backbone_learning_rate", "prompt_noise"):
         if key in stage and not (_is_number(stage[key]) and stage[key] >= 0):
             raise UserError(f"{name}.{key}={stage[key]!r}: a number from 0 is needed")

@@ -96,8 +96,9 @@ class _Run:
         init_seed(config["seed"], config["reproducibility"])
         self.model = MODELS[config["model"]](config, dataset).to(config["device"])
         text, total = bank.item_vectors()
-        unwrapping = [bank.unwrapping(intent) for intent in (POSITIVE, NEGATIVE)]
-        self.model.attach_items(text, total, torch.from_numpy(self.sequences.categories), unwrapping)
+        unwrapping = torch.stack([bank.unwrapping(intent) for intent in (POSITIVE, NEGATIVE)])
+        categories = torch.from_numpy(self.sequences.categories)
+        self.model.attach_items(text, total, categories, bank.vectors[bank.category[POSITIVE][:, 0]], unwrapping)
         tokens = None
         if config["prompt_keys"] == "token":
             flat, offsets = self.encoder.encode_tokens(bank.all_texts, self.show)
@@ -122,9 +123,8 @@ class _Run:
             return self._take_over_stage1(Path(config["stage1_checkpoint"]), folder)
         settings = config[f"stage{number}"]
         prompts = None if number == 1 else TrainingPrompts(self.sequences, self.materials.bank, config, settings["prompts"])
-        loader = PackedLoader(
-            self.sequences, config["MAX_ITEM_LIST_LENGTH"], config["train_batch_size"], (config["seed"], number), prompts
-        )
+        batch_size = settings.get("train_batch_size", config["train_batch_size"])
+        loader = PackedLoader(self.sequences, config["MAX_ITEM_LIST_LENGTH"], batch_size, (config["seed"], number), prompts)
         trainer = StageTrainer(config, self.model, number, settings, lambda: self._validate(settings["valid_tasks"]), folder, self._identity())
         self.history += trainer.run(loader, self.show)
         if number == 1:
@@ -140,7 +140,7 @@ class _Run:
         state = checkpoints.load(source, self.config["device"])
         checkpoints.check_identity(state, self._identity(), source)
         own = self.model.state_dict()
-        own.update({name: value for name, value in state["state_dict"].items() if self.model.is_backbone(name)})
+        own.update({name: value for name, value in state["state_dict"].items() if name in own and self.model.is_backbone(name)})
         self.model.load_state_dict(own)
         checkpoints.save(folder / "stage1.best.pt", {**state, "state_dict": own})
         self.model.start_prompting()
@@ -148,10 +148,19 @@ class _Run:
 
     def _validate(self, tasks):
         sets = [p for p in self.materials.valid if p.name in tasks]
-        states = methods.StateTable(self.evaluator, self.model, sets)
-        method = methods.Prompted(states, self.model)
+        method = self._prompted(sets)
         scores = {p.name: self.evaluator.mean(p, method.score)[self.config["valid_metric"]] for p in sets}
         return {"score": sum(scores.values()) / len(scores), **scores}
+
+    def _prompted(self, sets):
+        """The model as a method for these query sets, with the states that they need."""
+        self.model.eval()
+        states = methods.StateTable(self.evaluator, self.model, sets)
+        answering = None
+        asked = [p for p in sets if p.kind != "none"]
+        if asked and self.model.answering is not self.model:
+            answering = methods.StateTable(self.evaluator, self.model.answering, asked)
+        return methods.Prompted(states, answering, self.model)
 
     def _evaluate(self, stages):
         """Every method on every query set; the weights of each stage come from its best checkpoint."""
@@ -159,12 +168,11 @@ class _Run:
         for number in stages:
             state = checkpoints.load(self.folder / "checkpoints" / f"stage{number}.best.pt", self.config["device"])
             self.model.load_state_dict(state["state_dict"])
-            states = methods.StateTable(self.evaluator, self.model, self.materials.test, self.show)
             if number == 1:
-                results += self._baselines(states)
+                results += self._baselines(methods.StateTable(self.evaluator, self.model, self.materials.test, self.show))
             else:
                 label = name if number == stages[-1] else f"{name}/stage{number}"
-                results += self._measure(label, methods.Prompted(states, self.model))
+                results += self._measure(label, self._prompted(self.materials.test))
         return results + report.averages(results)
 
     def _baselines(self, states):
@@ -201,7 +209,7 @@ class _Run:
 
     def _write(self, results):
         config, folder = self.config, self.folder
-        self._set_mean_state()
+        self._set_mean_states()
         recommender.save(folder, self.model, config, self.sequences, self.encoder)
         result = {
             **{"model": config["model"], "dataset": config["dataset"], "seed": config["seed"]},
@@ -221,10 +229,11 @@ class _Run:
         self._show_samples()
         return {**result, "folder": str(folder)}
 
-    def _set_mean_state(self):
+    def _set_mean_states(self):
         """The average user of the validation part, who stands in for one without a history."""
         position = np.unique(np.concatenate([p.queries.position for p in self.materials.valid]))
-        self.model.mean_state.copy_(self.evaluator.states(self.model, position).mean(0))
+        for row, backbone in enumerate((self.model, self.model.answering)):
+            self.model.mean_states[row] = self.evaluator.states(backbone, position).mean(0)
 
     def _show_samples(self):
         """A few lists with titles, without and with a prompt, for one test user."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recbole_dpr.model.fusion import FusionBlock, ItemSideQuery, TwoExpertTower
+from recbole_dpr.model.fusion import FusionBlock, ItemSideWeights, TwoExpertTower
 
 
 def trained_block():
@@ -31,7 +31,7 @@ def test_padded_keys_do_not_count():
 
 
 def test_attention_over_tokens_depends_on_the_query():
-    """With one key it must not (docs/method.md); with several it must."""
+    """With one key it must not; with several it must."""
     block = trained_block()
     states, keys = torch.randn(2, 16), torch.randn(1, 4, 16).expand(2, 4, 16)
     moves = block.attention(states[:, None], keys, keys, need_weights=False)[0][:, 0]
@@ -63,8 +63,7 @@ def test_one_expert_serves_both_intents():
     assert len(tower.experts) == 1
 
 
-@pytest.mark.parametrize("scale", [1.0, 20.0])
-def test_untrained_item_side_is_scaled_cosine(scale):
-    query = ItemSideQuery(8, 3, scale, 16, 0.0).eval()
-    prompt = torch.nn.functional.normalize(torch.randn(4, 8), dim=1)
-    torch.testing.assert_close(query(prompt, prompt), torch.cat([scale * prompt, torch.zeros(4, 3)], dim=1))
+@pytest.mark.parametrize("scale", [1.0, -2.0])
+def test_untrained_item_side_is_the_text_at_its_scale(scale):
+    weights = ItemSideWeights(8, 3, scale, 16, 0.0)(torch.randn(4, 8), torch.randn(4, 3))
+    torch.testing.assert_close(weights, torch.tensor([scale, 0.0, 0.0, 0.0]).expand(4, 4))

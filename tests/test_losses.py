@@ -5,37 +5,42 @@ import torch
 
 from recbole_dpr.model import losses
 
-V, D, S, K = 50, 8, 6, 3
+V, D, U, K = 50, 8, 6, 3
 
 
 def inputs(n, seed=0):
+    """State, item, text weight; text (cosines [U, V], row, own_item, own_cosine) of which one row in two is its own item's."""
     torch.manual_seed(seed)
     make = lambda *size: torch.randn(*size, dtype=torch.float64, requires_grad=True)  # noqa: E731
     targets = torch.stack([torch.randperm(V)[:K] for _ in range(n)])
     targets[torch.rand(n) < 0.5, 1:] = -1
-    return make(n, D), make(V, D), make(n, S), make(n), torch.randn(V, S, dtype=torch.float64), torch.randint(1, V, (n,)), targets
+    cosines, own_cosine = torch.randn(U, V, dtype=torch.float64), torch.randn(n, dtype=torch.float64)
+    text = cosines, torch.randint(0, U, (n,)), torch.randint(1, V, (n,)), own_cosine
+    return make(n, D), make(V, D), make(n), text, targets
 
 
-def plain(state, item, side, own_score, fixed, own_item, targets, temperature):
-    scores = (state @ item.T + (side @ fixed.T).scatter(1, own_item[:, None], own_score[:, None])) / temperature
+def plain(state, item, weight, text, targets, temperature):
+    cosines, row, own_item, own_cosine = text
+    cosine = cosines[row].scatter(1, own_item[:, None], own_cosine[:, None])
+    scores = (state @ item.T + weight[:, None] * cosine) / temperature
     weights = (targets >= 0).double()
     weights = weights / weights.sum(1, keepdim=True)
     return -(scores.log_softmax(1).gather(1, targets.clamp(min=0)) * weights).sum(1).mean()
 
 
 @pytest.mark.parametrize("n", [1, 255, 256, 257, 700])  # around the chunk size
-def test_equals_plain_with_side_and_many_targets(n):
-    state, item, side, own_score, fixed, own_item, targets = inputs(n)
-    expected = plain(state, item, side, own_score, fixed, own_item, targets, 0.7)
-    loss = losses.softmax_cross_entropy(state, item, targets, 0.7, side, fixed, (own_item, own_score))
-    wanted = torch.autograd.grad(expected, [state, item, side, own_score])
-    found = torch.autograd.grad(3 * loss, [state, item, side, own_score])  # 3: backward scales
+def test_equals_plain_with_text_and_many_targets(n):
+    state, item, weight, text, targets = inputs(n)
+    expected = plain(state, item, weight, text, targets, 0.7)
+    loss = losses.softmax_cross_entropy(state, item, targets, 0.7, losses.TextScores(weight, *text))
+    wanted = torch.autograd.grad(expected, [state, item, weight])
+    found = torch.autograd.grad(3 * loss, [state, item, weight])  # 3: backward scales
     torch.testing.assert_close(loss, expected)
     for a, b in zip(found, wanted):
         torch.testing.assert_close(a, 3 * b)
 
 
-def test_equals_torch_cross_entropy_without_side():
+def test_equals_torch_cross_entropy_without_text():
     state, item, *_ = inputs(300)
     target = torch.randint(0, V, (300,))
     expected = torch.nn.functional.cross_entropy(state @ item.T, target)
@@ -49,11 +54,13 @@ def test_huge_scores_stay_finite():
 
 
 def test_bfloat16_products_point_the_same_way():
-    state, item, side, own_score, fixed, own_item, targets = (x.detach().float() if x.is_floating_point() else x for x in inputs(700))
+    state, item, weight, text, targets = inputs(700)
+    text = [x.float() if x.is_floating_point() else x for x in text]
     gradients = []
     for dtype in (torch.float32, torch.bfloat16):
-        leaves = [x.clone().requires_grad_() for x in (state, item, side)]
-        loss = losses.softmax_cross_entropy(leaves[0], leaves[1], targets, 0.7, leaves[2], fixed, (own_item, own_score), dtype)
+        leaves = [x.detach().float().requires_grad_() for x in (state, item, weight)]
+        text[0] = text[0].to(dtype)
+        loss = losses.softmax_cross_entropy(leaves[0], leaves[1], targets, 0.7, losses.TextScores(leaves[2], *text), dtype)
         gradients.append((loss, torch.autograd.grad(loss, leaves)))
     (exact, by_float32), (near, by_bfloat16) = gradients
     torch.testing.assert_close(near, exact, rtol=1e-3, atol=0)

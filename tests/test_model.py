@@ -43,7 +43,7 @@ def build(data, **keys):
     vectors = torch.nn.functional.normalize(torch.randn(P, D), dim=1)
     total = torch.randn(sequences.n_items, D)
     total[0] = 0
-    model.attach_items(torch.nn.functional.normalize(total, dim=1), total, torch.from_numpy(sequences.categories), 0.1 * torch.randn(2, D, D))
+    model.attach_items(torch.nn.functional.normalize(total, dim=1), total, torch.from_numpy(sequences.categories), torch.randn(4, D), 0.1 * torch.randn(2, D, D))
     model.attach_prompts(vectors)
     return model
 
@@ -131,7 +131,8 @@ def test_prompted_loss_is_the_plain_softmax(data, intent, item_text):
     state = torch.randn(120, 16)
     with torch.no_grad():
         found = model._prompted_loss(state[part.rows], model.item_embedding.weight, part)
-        fused, side = model.fuse(state[part.rows], model.prompt_vectors[part.prompt], part.intent)
+        vectors = model.prompted_vectors(state[part.rows], state[part.rows], model.prompt_vectors[part.prompt], part.intent)
+        fused, side = vectors[:, 16:32], vectors[:, 32:]  # behind the unprompted stretch
         losses = []
         for n in range(len(part.rows)):
             items = model.item_side.clone()
@@ -159,26 +160,35 @@ def test_without_a_prompt_it_is_the_backbone(data):
 
 @pytest.mark.parametrize("decoupled", [True, False])
 def test_with_prompts_one_dot_product_for_each_item(data, decoupled):
-    model = build(data, decouple_items=decoupled)
-    assert (model.answering_items is model.item_embedding.weight) == (not decoupled)
+    model = build(data, decouple_backbone=decoupled)
+    assert (model.answering is model) == (not decoupled)
     rows = interaction(data[1], **{PROMPT: torch.tensor([0, 1, 2, 3, 4]), INTENT: torch.tensor([0, 1, 0, 1, 1])})
     with torch.no_grad():
         scores = model.full_sort_predict(rows)
-        state = model.forward(rows["item_id_list"], rows["item_length"])
+        unprompted, state = (m.forward(rows["item_id_list"], rows["item_length"]) for m in (model, model.answering))
         for n in range(5):
-            fused, side = model.fuse(state[n : n + 1], model.prompt_vectors[n : n + 1], int(rows[INTENT][n]))
-            expected = fused @ model.answering_items.T + side @ model.item_side.T
+            intent, prompt = int(rows[INTENT][n]), model.prompt_vectors[n : n + 1]
+            asked = model.asked(prompt, intent)
+            fused, weights = model.fuse(state[n : n + 1], asked, intent)
+            texts, categories = model.item_side[:, :D], model.item_side[:, D:]
+            text = weights[:, :1] * (asked @ texts.T)
+            expected = fused @ model.answering.item_embedding.weight.T + text + weights[:, 1:] @ categories.T
+            if decoupled:
+                expected += 0.125 * unprompted[n] @ model.item_embedding.weight.T
             torch.testing.assert_close(scores[n], expected[0])
         torch.testing.assert_close(model.predict(rows), scores[torch.arange(5), rows["item_id"]])
     assert (scores - SASRec.full_sort_predict(model, rows)).abs().max() > 0.1
 
 
-def test_prompted_items_start_as_the_backbones(data):
-    """And in the paper's form they are the backbone's: the answer to a prompt that moves nothing is the unprompted one."""
-    model = build(data)
-    model.start_prompting()
-    torch.testing.assert_close(model.answering_items, model.item_embedding.weight)
-    assert model.answering_items is not model.item_embedding.weight
+def test_prompted_backbone_starts_as_a_copy(data):
+    model, rows = build(data), interaction(data[1])
+    history = rows["item_id_list"], rows["item_length"]
+    with torch.no_grad():
+        assert not torch.allclose(model.answering.forward(*history), model.forward(*history))
+        model.start_prompting()
+        torch.testing.assert_close(model.answering.forward(*history), model.forward(*history))
+        model.answering.item_embedding.weight += 1
+        assert not torch.allclose(model.answering.forward(*history), model.forward(*history))
 
 
 def test_token_keys_run_and_matter(data):
@@ -196,13 +206,18 @@ def test_token_keys_run_and_matter(data):
     assert model.tower.experts[0].attention.in_proj_weight.grad[:16].abs().max() > 0  # the query now has a say
 
 
-def test_frozen_backbone_gets_no_gradient(data):
-    model = build(data)
-    model.train_backbone = False
+@pytest.mark.parametrize("decoupled", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_prompts_train(data, decoupled, frozen):
+    """A frozen backbone gets no gradient; a decoupled one's unprompted twin never does."""
+    model = build(data, decouple_backbone=decoupled)
+    model.train_backbone = not frozen
     batch = next(iter(PackedLoader(data[1], 60, 300, 0)))
     batch.prompted = [prompts_of(data[1], POSITIVE, 20)]
     sum(model.calculate_loss(batch)).backward()
-    assert all(p.grad is None for name, p in model.named_parameters() if model.is_backbone(name))
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert any(map(model.is_backbone, trained)) == (not frozen and not decoupled)
+    assert any(name.startswith("prompted_backbone.") for name in trained) == (not frozen and decoupled)
     assert any(p.grad is not None for p in model.fusion_parameters())
 
 

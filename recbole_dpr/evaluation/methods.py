@@ -53,10 +53,15 @@ class Filter:
 
 
 class Prompted:
-    """A DPR model."""
+    """A DPR model.
 
-    def __init__(self, states, model):
-        self.states, self.model = states, model
+    Args:
+        states: StateTable of its backbone; answering: of the backbone that prompted requests go through, None if it
+            is the same.
+    """
+
+    def __init__(self, states, answering, model):
+        self.states, self.answering, self.model = states, answering or states, model
         self.items = model.item_vectors()
 
     def score(self, prompted, rows):
@@ -65,7 +70,8 @@ class Prompted:
             return self.model.unprompted_vectors(state) @ self.items.T
         prompt = torch.from_numpy(prompted.prompt[rows]).to(state.device)
         vectors, tokens = self.model.prompt_vectors[prompt], self.model.tokens_of(prompt)
-        return self.model.prompted_vectors(state, vectors, prompted.queries.intent, tokens) @ self.items.T
+        answering = self.answering(prompted, rows)
+        return self.model.prompted_vectors(state, answering, vectors, prompted.queries.intent, tokens) @ self.items.T
 
 
 class TextSimilarity:

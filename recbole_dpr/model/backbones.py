@@ -1,6 +1,7 @@
 """States of RecBole's causal backbones at every position of a sequence, from their own forward."""
 
 import torch
+from recbole.model.sequential_recommender import SASRec
 
 
 class AllPositions:
@@ -28,3 +29,7 @@ class AllPositions:
             return self.forward(item_seq, torch.ones_like(item_seq[:, 0]))
         finally:
             self._keep_positions = False
+
+
+class CausalSASRec(AllPositions, SASRec):
+    """SASRec (Kang and McAuley, arXiv:1808.09781), RecBole's implementation, with `states`."""

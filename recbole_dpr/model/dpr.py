@@ -2,7 +2,7 @@
 
 Legend: B rows, T steps, N prompted positions, P rows of the prompt table, d hidden, D size of the sentence
 encoder, C categories, V items, S = D + C size of the item side (0 in the paper's form), R size of the retrieval
-vectors: d + S, or d + d + S with items decoupled.
+vectors: d + S, or d + d + S with a backbone of their own for prompted requests.
 Source: arXiv:2602.18929.
 """
 
@@ -11,20 +11,19 @@ from pathlib import Path
 
 import recbole
 import torch
-from recbole.model.sequential_recommender import SASRec
 from torch import nn
 
 from recbole_dpr.data.loaders import PackedBatch
-from recbole_dpr.model.backbones import AllPositions
-from recbole_dpr.model.fusion import FusionBlock, ItemSideQuery, Projector, TwoExpertTower
-from recbole_dpr.model.losses import softmax_cross_entropy
+from recbole_dpr.model.backbones import CausalSASRec
+from recbole_dpr.model.fusion import N_INTENTS, FusionBlock, ItemSideWeights, Projector, TwoExpertTower
+from recbole_dpr.model.losses import TextScores, softmax_cross_entropy
 from recbole_dpr.precision import compute_dtype
 from recbole_dpr.prompts.bank import NO_PROMPT
 
 PROMPT, INTENT = "prompt_id", "prompt_intent"  # fields of a RecBole Interaction that carries prompts
 
 
-class Promptable(AllPositions):
+class Promptable:
     """Mixin that adds the prompt path to a causal RecBole backbone.
 
     `calculate_loss`, `predict` and `full_sort_predict` keep RecBole's contract: an Interaction without prompt
@@ -44,22 +43,27 @@ class Promptable(AllPositions):
         self.token_keys = config["prompt_keys"] == "token"
         self.projector = Projector(prompt_size, inner, size, dropout)
         self.tower = TwoExpertTower(lambda: FusionBlock(size, heads, inner, dropout), config["two_towers"])
-        self.prompt_items = nn.Embedding(self.n_items, size, padding_idx=0) if config["decouple_items"] else None
-        self.item_query = None
-        side_size = 0
+        self.prompted_backbone = self.backbone_class(config, dataset) if config["decouple_backbone"] else None
+        self.item_weights = None
+        text_size = side_size = 0
         if config["item_text"]:
-            side_size = prompt_size + config["n_categories"]
+            text_size, side_size = prompt_size, prompt_size + config["n_categories"]
             scales = iter(config["text_scale"])
-            self.item_query = TwoExpertTower(
-                lambda: ItemSideQuery(prompt_size, config["n_categories"], next(scales), inner, dropout), config["two_towers"]
+            self.item_weights = TwoExpertTower(
+                lambda: ItemSideWeights(prompt_size, config["n_categories"], next(scales), inner, dropout), config["two_towers"]
             )
+        self.text_size = text_size
         self.register_buffer("item_side", torch.zeros(self.n_items, side_size))
-        self.register_buffer("item_text_sum", torch.zeros(self.n_items, prompt_size if side_size else 0), persistent=False)
+        self.register_buffer("unwrapping", torch.zeros(N_INTENTS, text_size, text_size))
+        self.register_buffer("category_names", torch.zeros(side_size - text_size, text_size))
+        self.register_buffer("item_text_sum", torch.zeros(self.n_items, text_size), persistent=False)
         self.register_buffer("prompt_vectors", torch.zeros(0, prompt_size), persistent=False)
-        self.register_buffer("mean_state", torch.zeros(size))  # stands in for a user without a history
+        # the average user, who stands in for one without a history: unprompted, prompted
+        self.register_buffer("mean_states", torch.zeros(2, size))
         self.prompt_tokens = None
         self.prompt_noise = 0.0
         self.train_backbone = True
+        self.unprompted_weight = config["unprompted_weight"]
 
     @classmethod
     def backbone_properties(cls):
@@ -69,19 +73,20 @@ class Promptable(AllPositions):
 
     # --- what is attached once the data and the prompts are there
 
-    def attach_items(self, text, text_sum, categories, unwrapping):
+    def attach_items(self, text, text_sum, categories, category_names, unwrapping):
         """Set the item side.
 
         Args:
             text: float [V, D] of norm 1 or 0; text_sum: its sums before norming; categories: bool [V, C].
-            unwrapping: two float [D, D], by intent (`PromptBank.unwrapping`).
+            category_names: float [C, D], the names' vectors.
+            unwrapping: float [2, D, D], by intent (`PromptBank.unwrapping`).
         """
-        if self.item_query is None:
+        if self.item_weights is None:
             return
         self.item_side.copy_(torch.cat([text, categories.to(text)], dim=1))
         self.item_text_sum.copy_(text_sum)
-        for expert, matrix in zip(self.item_query.experts, unwrapping):
-            expert.unwrap.copy_(matrix)
+        self.category_names.copy_(category_names)
+        self.unwrapping.copy_(unwrapping)
 
     def attach_prompts(self, vectors, tokens=None):
         """Set the prompt table: float [P, D], and with token keys (float16 [total, D], int64 [P + 1] offsets)."""
@@ -89,66 +94,101 @@ class Promptable(AllPositions):
         self.prompt_tokens = tokens
 
     def start_prompting(self):
-        """Called when stage 1 has ended: the prompted path's items start as the backbone's."""
-        if self.prompt_items is not None:
-            self.prompt_items.load_state_dict(self.item_embedding.state_dict())
+        """Called when stage 1 has ended: the prompted path's backbone starts as a copy of the unprompted one."""
+        if self.prompted_backbone is not None:
+            own = self.prompted_backbone.state_dict()
+            self.prompted_backbone.load_state_dict({name: value for name, value in self.state_dict().items() if name in own})
 
-    def fusion_parameters(self):
-        """Parameters that DPR adds; all others are the backbone's."""
-        return [p for name, p in self.named_parameters() if not self.is_backbone(name)]
+    @property
+    def answering(self):
+        """The backbone that prompted requests go through."""
+        return self if self.prompted_backbone is None else self.prompted_backbone
 
     @staticmethod
     def is_backbone(name):
-        """Whether a name of the state dict is the backbone's."""
-        return not name.startswith(("projector.", "tower.", "prompt_items.", "item_query.", "item_side", "mean_state"))
+        """Whether a name of the state dict is the unprompted backbone's."""
+        return not name.startswith(("prompted_backbone.", "projector.", "tower.", "item_weights.", "item_side", "category_names", "unwrapping", "mean_states"))
+
+    def backbone_parameters(self):
+        """What stage 1 trains."""
+        return [p for name, p in self.named_parameters() if self.is_backbone(name)]
+
+    def answering_parameters(self):
+        """The parameters of the backbone that prompted requests go through."""
+        return self.backbone_parameters() if self.prompted_backbone is None else list(self.prompted_backbone.parameters())
+
+    def fusion_parameters(self):
+        """The fusion tower's and the item side's parameters."""
+        return [p for name, p in self.named_parameters() if name.startswith(("projector.", "tower.", "item_weights."))]
 
     # --- vectors
 
-    def fuse(self, state, prompt, intent, tokens=None, noisy=None):
-        """The retrieval vector of prompted states.
+    def fuse(self, state, asked, intent, tokens=None, noisy=None):
+        """What is learned of a prompted retrieval vector.
 
         Args:
-            state: [N, d]; prompt: [N, D]; intent: int or int64 [N].
+            state: [N, d]; asked: [N, D], from `asked`; intent: int or int64 [N].
+            noisy: [N, D], what training shows of `asked`; default `asked`.
             tokens: (float [N, L, D], bool [N, L] padding) with token keys, else None.
-            noisy: [N, D], what the learned parts see of the prompt in training; default the prompt.
 
         Returns:
-            fused state [N, d], item side query [N, S] (S = 0 in the paper's form).
+            fused state [N, d]; weights of the item side [N, 1 + C]: its text, its categories (None in the paper's form).
         """
-        noisy = prompt if noisy is None else noisy
+        noisy = asked if noisy is None else noisy
         keys, padding = (noisy[:, None], None) if tokens is None else tokens
         fused = self.tower(intent, state, self.projector(keys), padding)
-        side = self.item_query(intent, prompt, noisy) if self.item_query else state.new_zeros(len(state), 0)
-        return fused, side
+        if self.item_weights is None:
+            return fused, None
+        return fused, self.item_weights(intent, noisy, asked @ self.category_names.T)
 
-    @property
-    def answering_items(self):
-        """[V, d]: the item embeddings that prompted states are matched with."""
-        return (self.item_embedding if self.prompt_items is None else self.prompt_items).weight
+    def asked(self, prompt, intent):
+        """What prompts ask for: [N, D] of norm 1, the prompt without the sentence around its description.
+
+        The map is fitted in closed form (`PromptBank.unwrapping`), so sentences that training never saw come out as
+        those that it saw; a learned matrix memorises its phrases instead. The paper's form takes prompts as they are.
+        """
+        if self.item_weights is None:
+            return prompt
+        if isinstance(intent, int):
+            change = prompt @ self.unwrapping[intent]
+        else:
+            change = torch.where(intent[:, None] == 0, prompt @ self.unwrapping[0], prompt @ self.unwrapping[1])
+        return nn.functional.normalize(prompt + change, dim=-1)
 
     def item_vectors(self):
         """[V, R]: the item half of the dot product."""
-        own = [] if self.prompt_items is None else [self.prompt_items.weight]
+        own = [] if self.prompted_backbone is None else [self.prompted_backbone.item_embedding.weight]
         return torch.cat([self.item_embedding.weight, *own, self.item_side], dim=1)
 
     def unprompted_vectors(self, state):
         """[B, R]: the user half without a prompt; score = the backbone's own."""
         return nn.functional.pad(state, (0, self.item_vector_size - state.shape[1]))
 
-    @property
-    def prompted_start(self):
-        """Where the prompted state begins in a retrieval vector."""
-        return 0 if self.prompt_items is None else self.item_embedding.embedding_dim
+    def resting_vectors(self, unprompted, state):
+        """[N, R]: the user half of a prompt that moves nothing.
 
-    def prompted_vectors(self, state, prompt, intent, tokens=None):
-        """[N, R]: the user half with a prompt; arguments as for `fuse`."""
-        fused = torch.cat(self.fuse(state, prompt, intent, tokens), dim=1)
-        return nn.functional.pad(fused, (self.prompted_start, 0))
+        Args:
+            unprompted: [N, d] states of the unprompted backbone; state: [N, d] of the answering one (the same without
+                `decouple_backbone`).
+        """
+        return nn.functional.pad(self._with_unprompted(unprompted, state), (0, self.item_side.shape[1]))
+
+    def prompted_vectors(self, unprompted, state, prompt, intent, tokens=None):
+        """[N, R]: the user half with a prompt [N, D]; arguments as for `resting_vectors` and `fuse`."""
+        asked = self.asked(prompt, intent)
+        fused, weights = self.fuse(state, asked, intent, tokens)
+        parts = [self._with_unprompted(unprompted, fused)]
+        if weights is not None:
+            parts += [weights[:, :1] * asked, weights[:, 1:]]
+        return torch.cat(parts, dim=1)
+
+    def _with_unprompted(self, unprompted, state):
+        return state if self.prompted_backbone is None else torch.cat([self.unprompted_weight * unprompted, state], dim=1)
 
     @property
     def item_vector_size(self):
         """R."""
-        copies = 1 if self.prompt_items is None else 2
+        copies = 1 if self.prompted_backbone is None else 2
         return copies * self.item_embedding.embedding_dim + self.item_side.shape[1]
 
     def tokens_of(self, prompt):
@@ -170,18 +210,18 @@ class Promptable(AllPositions):
         """Weighted losses (SEQ, POS, NEG) of a PackedBatch; the backbone's own loss of an Interaction."""
         if not isinstance(interaction, PackedBatch):
             return super().calculate_loss(interaction)
+        backbone = self.answering if interaction.prompted else self
         with self._backbone_as_it_trains():
-            states = self.states(interaction.item_seq)
+            states = backbone.states(interaction.item_seq)
             states = states.reshape(-1, states.shape[-1])  # [B * T, d]
-        weights, losses = self.loss_weights, []
-        if self.train_backbone and weights["seq"]:
-            loss = softmax_cross_entropy(
-                states[interaction.rows], self.item_embedding.weight, interaction.targets, dtype=self.softmax_dtype
-            )
-            losses.append(weights["seq"] * loss)
-        items = self.answering_items
-        if self.prompt_items is None and not self.train_backbone:
+        items = backbone.item_embedding.weight
+        if not self.train_backbone:
             items = items.detach()
+        weights, losses = self.loss_weights, []
+        seq_weight = weights["seq"] * self.train_backbone if interaction.prompted else 1.0  # stage 1 has no other loss
+        if seq_weight:
+            loss = softmax_cross_entropy(states[interaction.rows], items, interaction.targets, dtype=self.softmax_dtype)
+            losses.append(seq_weight * loss)
         for part, name in zip(interaction.prompted, ("pos", "neg")):
             if weights[name] and len(part.rows):
                 losses.append(weights[name] * self._prompted_loss(states[part.rows], items, part))
@@ -200,38 +240,46 @@ class Promptable(AllPositions):
             self.train(training)
 
     def _prompted_loss(self, state, items, part):
-        prompt = self.prompt_vectors[part.prompt]
-        tokens, noisy = self.tokens_of(part.prompt), None
+        distinct, row = torch.unique(part.prompt, return_inverse=True)
+        distinct = self.asked(self.prompt_vectors[distinct], part.intent)
+        asked, tokens, noisy = distinct[row], self.tokens_of(part.prompt), None
         if self.training and self.prompt_noise:
-            scale = self.prompt_noise / prompt.shape[1] ** 0.5
-            noisy = prompt + scale * torch.randn_like(prompt)
+            scale = self.prompt_noise / asked.shape[1] ** 0.5
+            noisy = asked + scale * torch.randn_like(asked)
             if tokens:
                 tokens = tokens[0] + scale * torch.randn_like(tokens[0]), tokens[1]
-        fused, side = self.fuse(state, prompt, part.intent, tokens, noisy)
-        own = None
-        if self.item_query:
-            own = part.own_item, (side * self._own_side(part)).sum(1)
-        return softmax_cross_entropy(fused, items, part.targets, self.temperature, side, self.item_side, own, self.softmax_dtype)
+        fused, weights = self.fuse(state, asked, part.intent, tokens, noisy)
+        text = None
+        if weights is not None:
+            text = self._text_scores(weights[:, 0], distinct, row, part)
+            fused = torch.cat([fused, weights[:, 1:]], dim=1)
+            items = torch.cat([items, self.item_side[:, self.text_size :]], dim=1)
+        return softmax_cross_entropy(fused, items, part.targets, self.temperature, text, self.softmax_dtype)
 
-    def _own_side(self, part):
-        """The item side of the prompts' own items without the very phrase that is the prompt: [N, S].
+    def _text_scores(self, weight, asked, row, part):
+        """The text side of a batch, where the item that a prompt quotes is met without that very phrase.
 
-        Otherwise the model learns to trust an exact match that no real request gives it.
+        Otherwise the model learns to trust an exact match that no real request gives it. There is no noise here:
+        nothing is learned of the cosines that could be memorised.
+
+        Args:
+            weight: [N]; asked: [U, D] of the distinct prompts; row: int64 [N] into it; part: PromptedTargets.
         """
-        own = self.item_side[part.own_item]
-        repeated = (part.own_phrase != NO_PROMPT)[:, None]
-        phrase = self.prompt_vectors[part.own_phrase.clamp(min=0)]
-        text = nn.functional.normalize(self.item_text_sum[part.own_item] - phrase, dim=1)
-        size = text.shape[1]
-        return torch.cat([torch.where(repeated, text, own[:, :size]), own[:, size:]], dim=1)
+        low = self.softmax_dtype
+        cosines = asked.to(low) @ self.item_side[:, : self.text_size].to(low).T
+        quoting = part.own_phrase != NO_PROMPT
+        left = self.item_text_sum[part.own_item] - self.prompt_vectors[part.own_phrase.clamp(min=0)]
+        own_cosine = (asked[row] * nn.functional.normalize(left, dim=1)).sum(1)
+        # row 0 is the padding, whose text is 0
+        return TextScores(weight, cosines, row, part.own_item * quoting, own_cosine * quoting)
 
     def _vectors_for(self, interaction):
         """Retrieval vectors of an Interaction, [B, R]."""
-        state = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        history = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         if PROMPT not in interaction:
-            return self.unprompted_vectors(state)
-        prompt = interaction[PROMPT]
-        return self.prompted_vectors(state, self.prompt_vectors[prompt], interaction[INTENT], self.tokens_of(prompt))
+            return self.unprompted_vectors(self.forward(*history))
+        states, prompt = [backbone.forward(*history) for backbone in (self, self.answering)], interaction[PROMPT]
+        return self.prompted_vectors(*states, self.prompt_vectors[prompt], interaction[INTENT], self.tokens_of(prompt))
 
     def predict(self, interaction):
         """Scores of the interaction's items, [B]."""
@@ -242,8 +290,10 @@ class Promptable(AllPositions):
         return self._vectors_for(interaction) @ self.item_vectors().T
 
 
-class DPR_SASRec(Promptable, SASRec):
+class DPR_SASRec(Promptable, CausalSASRec):
     """DPR over SASRec (Kang and McAuley, arXiv:1808.09781), RecBole's implementation."""
+
+    backbone_class = CausalSASRec
 
 
 MODELS = {"DPR_SASRec": DPR_SASRec}

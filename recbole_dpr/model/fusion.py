@@ -1,4 +1,4 @@
-"""The signal fusion of DPR: projector, cross-attention, two-expert tower; and the item side's query.
+"""The signal fusion of DPR: projector, cross-attention, two-expert tower; and what a prompt asks of the item side.
 
 Legend: N prompted positions, d hidden, D size of the sentence encoder, L keys of a prompt (1 for its sentence
 vector, its tokens otherwise), C categories.
@@ -67,36 +67,25 @@ class FusionBlock(nn.Module):
         return self.attention.out_proj(values)
 
 
-class ItemSideQuery(nn.Module):
-    """What a prompt asks of the items' own text and categories: [N, D] -> [N, D + C].
+class ItemSideWeights(nn.Module):
+    """How much a prompt asks of the items' own text, and of each category: [N, D] and [N, C] -> [N, 1 + C].
 
-    The text part is scale x (1 + gate(p)) x the normed p (I + M) against the items' text vectors: M, fitted in closed
-    form (`PromptBank.unwrapping`), takes the sentence around a description away. A learned matrix in M's place
-    memorises its training phrases. The gate and a weight for each category are learned, from one hidden layer. Both
-    parts are one more stretch of the retrieval vector, so the score stays one dot product for each item (finding 4
-    of docs/method.md).
+    The text's weight is scale x (1 + gate). Beside the prompt, which noise covers in training, the hidden layer sees
+    the prompt's cosines with the category names as they are: they tell a category from a wish, and too little else
+    to be memorised.
     """
 
     def __init__(self, prompt_size, n_categories, scale, inner_size, dropout):
         super().__init__()
         self.scale = scale
-        self.register_buffer("unwrap", torch.zeros(prompt_size, prompt_size))
-        self.weights = nn.Sequential(
-            nn.Linear(prompt_size, inner_size), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner_size, 1 + n_categories)
-        )
-        nn.init.zeros_(self.weights[-1].weight)
-        nn.init.zeros_(self.weights[-1].bias)
+        self.prompt, self.likeness = nn.Linear(prompt_size, inner_size), nn.Linear(n_categories, inner_size, bias=False)
+        self.output = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(inner_size, 1 + n_categories))
+        nn.init.zeros_(self.output[-1].weight)
+        nn.init.zeros_(self.output[-1].bias)
 
-    def forward(self, prompt, noisy):
-        """Query the item side.
-
-        Args:
-            prompt: [N, D] for the text part, which has nothing to memorise.
-            noisy: [N, D] for what is learned; the same as `prompt` outside training.
-        """
-        text = nn.functional.normalize(prompt + prompt @ self.unwrap, dim=-1)
-        weights = self.weights(noisy)
-        return torch.cat([self.scale * (1 + weights[:, :1]) * text, weights[:, 1:]], dim=-1)
+    def forward(self, prompt, likeness):
+        weights = self.output(self.prompt(prompt) + self.likeness(likeness))
+        return torch.cat([self.scale * (1 + weights[:, :1]), weights[:, 1:]], dim=1)
 
 
 class TwoExpertTower(nn.Module):

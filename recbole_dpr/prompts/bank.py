@@ -9,7 +9,7 @@ import torch
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE, in_sentence
 
 NO_PROMPT = -1
-_RIDGE = 10.0  # of 10, 100 and 1000 the best on validation, for MiniLM and mpnet
+_RIDGE = 10.0  # of 10, 100 and 1000 the best on validation (mpnet, by wish)
 
 
 class PromptBank:
@@ -23,12 +23,13 @@ class PromptBank:
         rng: numpy Generator; draws the one carrier sentence that each training tag is put in.
 
     Attributes:
-        category: two int64 [C, K]: rows of the training prompts for a category by intent; the bare name and
-            every template of the pool.
+        category: two int64 [C, K]: rows of the training prompts for a category by intent; the bare name (first),
+            every template of the pool and every carrier sentence.
         tag: two int64 [V, 3, 2]: rows for a training tag by intent, bare and in a carrier sentence;
             `NO_PROMPT` where the item has none.
         wish: int64 [V, 3]: rows of the training wishes.
         phrase: int64 [V, 6]: rows of the bare training phrases, tags then wishes: the item side.
+        title: int64 [V]: rows of the titles of items without phrases, their item side.
     """
 
     def __init__(self, templates, texts, category_names, titles, rng):
@@ -36,8 +37,7 @@ class PromptBank:
         self._rows = {}
         self.vectors = None
         self.category = tuple(
-            np.array([[self.row(name.lower()), *self._category_rows(intent, "train", name)] for name in category_names])
-            for intent in (POSITIVE, NEGATIVE)
+            np.array([self._category_training_rows(intent, name) for name in category_names]) for intent in (POSITIVE, NEGATIVE)
         )
         tags, wishes = texts.tags["train"], texts.wishes["train"]
         bare = self.rows(tags)
@@ -47,7 +47,8 @@ class PromptBank:
         )
         self.wish = self.rows(wishes)
         self.phrase = np.concatenate([bare, self.wish], axis=1)
-        self.title = self.rows(np.asarray(titles, dtype=object))
+        untold = (self.phrase == NO_PROMPT).all(axis=1)
+        self.title = self.rows(np.where(untold, np.asarray(titles, dtype=object), ""))
 
     def row(self, text):
         """The row of a text, a new one if it has none; `NO_PROMPT` for ""."""
@@ -70,6 +71,10 @@ class PromptBank:
     def _category_rows(self, intent, part, name):
         size = self.templates.size(intent, part)
         return [self.row(self.templates.category(intent, part, i, name)) for i in range(size)]
+
+    def _category_training_rows(self, intent, name):
+        carried = [self.row(in_sentence(form, name)) for form in self.templates.carriers(intent)]
+        return [self.row(name.lower()), *self._category_rows(intent, "train", name), *carried]
 
     def _carried(self, intent, tags, rng):
         """Rows of the tags, each in a carrier sentence of its own draw."""
@@ -95,31 +100,30 @@ class PromptBank:
         """
         phrases = self.phrase  # [V, 6]
         present = phrases != NO_PROMPT
-        with_title = ~present.any(axis=1) & (self.title != NO_PROMPT)
         total = torch.zeros(len(phrases), self.vectors.shape[1])
         for column in range(phrases.shape[1]):
             rows = np.flatnonzero(present[:, column])
             total[rows] += self.vectors[phrases[rows, column]]
-        rows = np.flatnonzero(with_title)
+        rows = np.flatnonzero(self.title != NO_PROMPT)
         total[rows] = self.vectors[self.title[rows]]
         return torch.nn.functional.normalize(total, dim=1), total
 
     def unwrapping(self, intent):
         """The linear map that takes the sentence around a description away: p -> p (I + M).
 
-        Ridge regression in closed form, from every training tag in its carrier sentence to the bare tag, and from
-        bare phrases to themselves.
+        Ridge regression in closed form: from every training tag in its carrier sentence to the bare tag, from every
+        training prompt for a category to the bare name, and from bare phrases to themselves.
 
         Returns:
-            M, float32 [D, D]; 0 without tags.
+            M, float32 [D, D].
         """
-        bare, carried = self.tag[intent][..., 0].ravel(), self.tag[intent][..., 1].ravel()
-        present = bare != NO_PROMPT
-        own = self.phrase[self.phrase != NO_PROMPT]
-        source = self.vectors[np.concatenate([carried[present], own])].double()
-        change = self.vectors[np.concatenate([bare[present], own])].double() - source
+        category, own = self.category[intent], self.phrase[self.phrase != NO_PROMPT]
+        tags = self.tag[intent][self.tag[intent][..., 0] != NO_PROMPT]  # [n, 2]: bare, carried
+        source = np.concatenate([tags[:, 1], category.ravel(), own])
+        target = np.concatenate([tags[:, 0], np.repeat(category[:, 0], category.shape[1]), own])
+        source, target = self.vectors[source].double(), self.vectors[target].double()
         penalty = _RIDGE * torch.eye(source.shape[1], dtype=torch.float64)
-        return torch.linalg.solve(source.T @ source + penalty, source.T @ change).float()
+        return torch.linalg.solve(source.T @ source + penalty, source.T @ (target - source)).float()
 
     def left_out(self, total, items, rows):
         """An item's text vector without one of its phrases.

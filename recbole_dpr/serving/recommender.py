@@ -123,22 +123,21 @@ class Recommender:
         item_seq = torch.zeros(len(recent), int(lengths.max()), dtype=torch.int64)
         for row, history in enumerate(recent):
             item_seq[row, : len(history)] = torch.tensor(history, dtype=torch.int64)
-        state = self.model.forward(item_seq.to(device), lengths.to(device))
-        empty = torch.tensor([not h for h in recent], device=device)
-        state = torch.where(empty[:, None], self.model.mean_state, state)
+        item_seq, lengths = item_seq.to(device), lengths.to(device)
+        empty = torch.tensor([not h for h in recent], device=device)[:, None]
+        mean, backbones = self.model.mean_states, (self.model, self.model.answering)
+        state = torch.where(empty, mean[0], backbones[0].forward(item_seq, lengths))
         vectors = self.model.unprompted_vectors(state)
         owner = [row for row, parts in enumerate(clauses) for _ in parts]
         if not owner:
             return vectors
+        answering = torch.where(empty, mean[1], backbones[1].forward(item_seq, lengths))
         flat = [clause for parts in clauses for clause in parts]
         owner, intent = torch.tensor(owner, device=device), torch.tensor([c.expert for c in flat], device=device)
         texts = [c.text for c in flat]
         prompt = torch.from_numpy(self.encoder.encode(texts, cached=False)).to(device)
-        prompted = self.model.prompted_vectors(state[owner], prompt, intent, self._tokens(texts, device))
-        # each clause's move away from the state, on the stretch of the vector that answers prompts
-        start = self.model.prompted_start
-        resting = torch.zeros_like(vectors)
-        resting[:, start : start + state.shape[1]] = state
+        prompted = self.model.prompted_vectors(state[owner], answering[owner], prompt, intent, self._tokens(texts, device))
+        resting = self.model.resting_vectors(state, answering)
         moved = resting.index_add(0, owner, prompted - resting[owner])
         asked = torch.zeros(len(state), dtype=torch.bool, device=device).index_fill(0, owner, True)
         return torch.where(asked[:, None], moved, vectors)

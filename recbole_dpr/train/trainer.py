@@ -40,16 +40,12 @@ class StageTrainer(Trainer):
 
     def _build_optimizer(self, **kwargs):
         """Adam (or RecBole's `learner`) with a learning rate for the backbone and one for what DPR adds."""
-        rate = self.settings["learning_rate"]
+        rate, model = self.settings["learning_rate"], self.model
         if self.stage == 1:
-            added = {id(p) for p in self.model.fusion_parameters()}
-            return super()._build_optimizer(params=[p for p in self.model.parameters() if id(p) not in added], learning_rate=rate)
-        fusion = self.model.fusion_parameters()
-        added = {id(p) for p in fusion}
-        groups = [{"params": fusion, "lr": rate}]
+            return super()._build_optimizer(params=model.backbone_parameters(), learning_rate=rate)
+        groups = [{"params": model.fusion_parameters(), "lr": rate}]
         if self.settings["backbone_learning_rate"]:
-            backbone = [p for p in self.model.parameters() if id(p) not in added]
-            groups.append({"params": backbone, "lr": self.settings["backbone_learning_rate"]})
+            groups.append({"params": model.answering_parameters(), "lr": self.settings["backbone_learning_rate"]})
         return super()._build_optimizer(params=groups, learning_rate=rate)
 
     def _set_learning_rates(self, epoch):
