@@ -6,7 +6,7 @@ from recbole_dpr import run_dpr
 
 SETTINGS = {
     **{"item_texts": None, "show_progress": False, "seed": 2026},
-    **{"stage1": {"epochs": 12}, "stage2": {"epochs": 3}, "encoder_precision": "float32", "softmax_precision": "float32"},
+    **{"stage1": {"epochs": 12}, "stage2": {"epochs": 3}},
 }
 
 
