@@ -6,7 +6,7 @@ from recbole_dpr import run_dpr
 
 SETTINGS = {
     **{"item_texts": None, "show_progress": False, "seed": 2026},
-    **{"stage1": {"epochs": 12}, "stage2": {"epochs": 3}},
+    "stage2": {"epochs": 3},
 }
 
 
@@ -29,11 +29,11 @@ def test_dataset(result):
 def test_queries(result):
     counts = {(r["task"], r["window"]): r["queries"] for r in result["results"] if r["method"] == "Base"}
     assert counts["SEQ", None] == 943
-    assert counts["POS", 3] == 677 and counts["NEG", 3] == 543
+    assert counts["POS", 3] == 693 and counts["NEG", 3] == 630
 
 
 def test_base(ndcg):
-    assert 0.045 < ndcg["Base", "SEQ", None] < 0.075
+    assert 0.075 < ndcg["Base", "SEQ", None] < 0.105
 
 
 def test_prompts_steer(ndcg):

@@ -31,7 +31,7 @@ class Promptable:
     (0 positive, 1 negative) by the fused state. A `PackedBatch` trains all positions.
 
     Besides the backbone's keys, config holds `prompt_size` (D) and `n_categories` (C), set from the encoder and
-    the dataset, and the fusion keys of properties/dpr.yaml.
+    the dataset, and the keys of properties/training.yaml.
     """
 
     def __init__(self, config, dataset):
