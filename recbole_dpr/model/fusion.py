@@ -72,19 +72,22 @@ class ItemSideWeights(nn.Module):
 
     The text's weight is scale x (1 + gate). Beside the prompt, which noise covers in training, the hidden layer sees
     the prompt's cosines with the category names as they are: they tell a category from a wish, and too little else
-    to be memorised.
+    to be memorised. A steep sigmoid makes of them whether a category is named, so that a category in a sentence unlike
+    those of training counts as much as any.
     """
 
     def __init__(self, prompt_size, n_categories, scale, inner_size, dropout):
         super().__init__()
         self.scale = scale
         self.prompt, self.likeness = nn.Linear(prompt_size, inner_size), nn.Linear(n_categories, inner_size, bias=False)
+        self.steepness, self.threshold = nn.Parameter(torch.tensor(20.0)), nn.Parameter(torch.tensor(0.5))
         self.output = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(inner_size, 1 + n_categories))
         nn.init.zeros_(self.output[-1].weight)
         nn.init.zeros_(self.output[-1].bias)
 
     def forward(self, prompt, likeness):
-        weights = self.output(self.prompt(prompt) + self.likeness(likeness))
+        named = torch.sigmoid(self.steepness * (likeness - self.threshold))
+        weights = self.output(self.prompt(prompt) + self.likeness(named))
         return torch.cat([self.scale * (1 + weights[:, :1]), weights[:, 1:]], dim=1)
 
 
