@@ -167,7 +167,7 @@ def _check_training(config):
         raise UserError(f"loss_weights={weights!r}: three numbers from 0 are needed: {{seq: 1, pos: 1, neg: 1}}")
     scales = config["text_scale"]
     if not (isinstance(scales, list) and len(scales) == 2 and all(map(_is_number, scales))):
-        raise UserError(f"text_scale={scales!r}: two numbers are needed, of the positive and the negative expert: [20, -2]")
+        raise UserError(f"text_scale={scales!r}: two numbers are needed, of the positive and the negative expert: [0.2, -0.02]")
     if not (_is_number(config["unprompted_weight"]) and config["unprompted_weight"] >= 0):
         raise UserError(f"unprompted_weight={config['unprompted_weight']!r}: a number from 0 is needed")
     for number in (1, 2, 3):

@@ -24,6 +24,7 @@ from recbole_dpr.evaluation.evaluator import Evaluator
 from recbole_dpr.evaluation.queries import PROTOCOL_KEYS
 from recbole_dpr.materials import item_years, prepare_prompts, read_sequences
 from recbole_dpr.model import MODELS
+from recbole_dpr.prompts.item_text import LikelihoodText, MeanText
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
 from recbole_dpr.serving import recommender
 from recbole_dpr.train import checkpoints
@@ -32,7 +33,9 @@ from recbole_dpr.train.trainer import StageTrainer
 logger = logging.getLogger(__name__)
 
 _VERSIONED = ("recbole-dpr", "recbole", "torch", "numpy", "pandas", "sentence-transformers", "transformers")
-_TEXT_WEIGHTS = (1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 56, 80)  # w of Base + w x similarity, chosen on validation
+# w of Base + w x text, chosen on validation: for the cosine, and for the log-likelihood ratio
+_COSINE_WEIGHTS = (1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 56, 80)
+_LIKELIHOOD_WEIGHTS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.56, 0.8)
 _SAMPLE_PROMPTS = ("a comedy", "something dark and tense, but no horror")
 
 
@@ -95,10 +98,10 @@ class _Run:
         config["prompt_size"], config["n_categories"] = self.encoder.dim, len(self.sequences.category_names)
         init_seed(config["seed"], config["reproducibility"])
         self.model = MODELS[config["model"]](config, dataset).to(config["device"])
-        text, total = bank.item_vectors()
-        unwrapping = torch.stack([bank.unwrapping(intent) for intent in (POSITIVE, NEGATIVE)])
-        categories = torch.from_numpy(self.sequences.categories)
-        self.model.attach_items(text, total, categories, bank.vectors[bank.category[POSITIVE][:, 0]], unwrapping)
+        unwrapping = [bank.unwrapping(intent) for intent in (POSITIVE, NEGATIVE)]
+        readers = [bank.category_reader(intent, unwrapping[intent]) for intent in (POSITIVE, NEGATIVE)]
+        text = LikelihoodText(bank, config["device"])
+        self.model.attach_items(text, torch.from_numpy(self.sequences.categories), torch.stack(unwrapping), torch.stack(readers))
         tokens = None
         if config["prompt_keys"] == "token":
             flat, offsets = self.encoder.encode_tokens(bank.all_texts, self.show)
@@ -182,17 +185,25 @@ class _Run:
         base = methods.Base(states, items)
         rows = self._measure("Base", base)
         rows += self._measure("Filter", methods.Filter(base, torch.from_numpy(self.sequences.categories).to(device)), tasks=("POS", "NEG"))
-        text = methods.TextSimilarity(bank, device)
-        if not text.text.any():
+        cosine = methods.TextFit(MeanText(bank, device), bank.vectors)
+        if not cosine.text.vectors.any():
             return rows
-        rows += self._measure("Text", text, tasks=("POS", "NEG"))
-        valid = [p for p in self.materials.valid if p.kind != "none"]
-        valid_base = methods.Base(methods.StateTable(self.evaluator, self.model, valid), items)
+        rows += self._measure("Text", cosine, tasks=("POS", "NEG"))
+        rows += self._with_text("Base+text", base, cosine, _COSINE_WEIGHTS)
+        if self.model.item_text is not None:
+            likelihood = methods.TextFit(self.model.item_text, bank.vectors, self.model.asked)
+            rows += self._with_text("Base+likelihood", base, likelihood, _LIKELIHOOD_WEIGHTS)
+        return rows
+
+    def _with_text(self, label, base, text, grid):
+        """Base + w x text, w chosen on validation for each task and kind of prompt."""
+        rows, valid = [], [p for p in self.materials.valid if p.kind != "none"]
+        valid_base = methods.Base(methods.StateTable(self.evaluator, self.model, valid), base.items)
         for tuned in valid:
-            weight, _ = methods.tuned_weight(self.evaluator, valid_base, text, tuned, _TEXT_WEIGHTS)
-            self._say(f"Base+text: w = {weight} for {tuned.name}, chosen on validation")
+            weight, _ = methods.tuned_weight(self.evaluator, valid_base, text, tuned, grid)
+            self._say(f"{label}: w = {weight} for {tuned.name}, chosen on validation")
             only = [p for p in self.materials.test if p.name == tuned.name]
-            rows += self._measure("Base+text", methods.WeightedSum(base, text, weight), only)
+            rows += self._measure(label, methods.WeightedSum(base, text, weight), only)
         return rows
 
     def _measure(self, label, method, sets=None, tasks=("SEQ", "POS", "NEG")):

@@ -1,5 +1,6 @@
 """The training frames: complete, well formed, intent plain, worded apart from the eval pools."""
 
+import re
 from itertools import combinations, product
 
 import pytest
@@ -66,3 +67,11 @@ def test_positive_frames_hold_no_negation_cue():
 def test_negative_frames_hold_a_negation_cue():
     for frame in FRAMES["negative"]:
         assert NEGATION_CUE.search(prose(frame)), frame
+
+
+@each_intent
+def test_no_frame_names_a_genre(intent):
+    """A frame carries categories too: one that names another would ask for both."""
+    genres = re.compile(r"\b(action|adventure|animation|children|comedy|crime|documentary|drama|fantasy|horror|musical|mystery|romance|sci-fi|thriller|war|western)\b", re.I)
+    for frame in FRAMES[intent]:
+        assert not genres.search(frame), frame

@@ -9,20 +9,20 @@ V, D, U, K = 50, 8, 6, 3
 
 
 def inputs(n, seed=0):
-    """State, item, text weight; text (cosines [U, V], row, own_item, own_cosine) of which one row in two is its own item's."""
+    """State, item, text weight; text (fit [U, V], row, own_item, own_fit) of which one row in two is its own item's."""
     torch.manual_seed(seed)
     make = lambda *size: torch.randn(*size, dtype=torch.float64, requires_grad=True)  # noqa: E731
     targets = torch.stack([torch.randperm(V)[:K] for _ in range(n)])
     targets[torch.rand(n) < 0.5, 1:] = -1
-    cosines, own_cosine = torch.randn(U, V, dtype=torch.float64), torch.randn(n, dtype=torch.float64)
-    text = cosines, torch.randint(0, U, (n,)), torch.randint(1, V, (n,)), own_cosine
+    fit_of, own_fit = torch.randn(U, V, dtype=torch.float64), torch.randn(n, dtype=torch.float64)
+    text = fit_of, torch.randint(0, U, (n,)), torch.randint(1, V, (n,)), own_fit
     return make(n, D), make(V, D), make(n), text, targets
 
 
 def plain(state, item, weight, text, targets, temperature):
-    cosines, row, own_item, own_cosine = text
-    cosine = cosines[row].scatter(1, own_item[:, None], own_cosine[:, None])
-    scores = (state @ item.T + weight[:, None] * cosine) / temperature
+    fit_of, row, own_item, own_fit = text
+    fit = fit_of[row].scatter(1, own_item[:, None], own_fit[:, None])
+    scores = (state @ item.T + weight[:, None] * fit) / temperature
     weights = (targets >= 0).double()
     weights = weights / weights.sum(1, keepdim=True)
     return -(scores.log_softmax(1).gather(1, targets.clamp(min=0)) * weights).sum(1).mean()

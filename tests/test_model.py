@@ -1,5 +1,7 @@
 """DPR keeps RecBole's contract; training on all positions equals RecBole's loss over the same targets."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from recbole_dpr.materials import prepare_queries, read_sequences
 from recbole_dpr.model import MODELS
 from recbole_dpr.model.dpr import INTENT, PROMPT
 from recbole_dpr.prompts.bank import NO_PROMPT
+from recbole_dpr.prompts.item_text import LikelihoodText
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
 
 D, P = 12, 30
@@ -41,9 +44,10 @@ def build(data, **keys):
     for parameter in model.fusion_parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     vectors = torch.nn.functional.normalize(torch.randn(P, D), dim=1)
-    total = torch.randn(sequences.n_items, D)
-    total[0] = 0
-    model.attach_items(torch.nn.functional.normalize(total, dim=1), total, torch.from_numpy(sequences.categories), torch.randn(4, D), 0.1 * torch.randn(2, D, D))
+    phrases = np.arange(3 * sequences.n_items).reshape(-1, 3)
+    phrases[0] = NO_PROMPT
+    text = LikelihoodText(SimpleNamespace(item_phrases=lambda: phrases, vectors=torch.randn(phrases.size, D)))
+    model.attach_items(text, torch.from_numpy(sequences.categories), 0.1 * torch.randn(2, D, D), torch.randn(2, D, 4))
     model.attach_prompts(vectors)
     return model
 
@@ -137,8 +141,8 @@ def test_prompted_loss_is_the_plain_softmax(data, intent, item_text):
         for n in range(len(part.rows)):
             items = model.item_side.clone()
             if item_text and part.own_phrase[n] != NO_PROMPT:
-                own = model.item_text_sum[part.own_item[n]] - model.prompt_vectors[part.own_phrase[n]]
-                items[part.own_item[n], :D] = own / own.norm()
+                left = model.item_text.without(part.own_item[n : n + 1], model.prompt_vectors[part.own_phrase[n : n + 1]])
+                items[part.own_item[n], : D + 1] = torch.cat([left[0][0], left[1]])
             log_p = ((fused[n] @ model.item_embedding.weight.T + side[n] @ items.T) / 0.5).log_softmax(0)
             targets = part.targets[n][part.targets[n] != NO_ITEM]
             losses.append(-log_p[targets].mean())
@@ -170,8 +174,8 @@ def test_with_prompts_one_dot_product_for_each_item(data, decoupled):
             intent, prompt = int(rows[INTENT][n]), model.prompt_vectors[n : n + 1]
             asked = model.asked(prompt, intent)
             fused, weights = model.fuse(state[n : n + 1], asked, intent)
-            texts, categories = model.item_side[:, :D], model.item_side[:, D:]
-            text = weights[:, :1] * (asked @ texts.T)
+            texts, categories = model.item_side[:, :D], model.item_side[:, D + 1 :]
+            text = weights[:, :1] * (asked @ texts.T + model.item_side[:, D])
             expected = fused @ model.answering.item_embedding.weight.T + text + weights[:, 1:] @ categories.T
             if decoupled:
                 expected += 0.125 * unprompted[n] @ model.item_embedding.weight.T

@@ -111,7 +111,7 @@ def _index(templates, intent, text):
 def test_pools_partition():
     templates = Templates("neutral")
     for intent in (POSITIVE, NEGATIVE):
-        assert (templates.size(intent, "train"), templates.size(intent, "valid"), templates.size(intent, "eval")) == (16, 4, 20)
+        assert (templates.size(intent, "train"), templates.size(intent, "valid"), templates.size(intent, "eval")) == (16, 4 + (20 if intent == POSITIVE else 14), 20)
 
 
 @pytest.mark.parametrize("name", ["no-such-pool", "/no/such/file.yaml"])
@@ -191,14 +191,28 @@ def test_token_vectors(encoder):
     assert np.diff(offsets)[1] > np.diff(offsets)[0] > 1
 
 
-def test_item_vectors_leave_one_out():
-    """By hand on small vectors: the normed mean, and the same without one phrase."""
+def test_what_describes_an_item():
+    """Its training phrases; its title where it has none; nothing where it has neither."""
+    titles = np.array(["", "Toy Story", "Jumanji", "Sabrina", "Unheard of"], dtype=object)
+    prompts = PromptBank(Templates("film"), movielens_texts(), ("Comedy",), titles, np.random.default_rng(0))
+    rows, texts = prompts.item_phrases(), prompts.all_texts
+    assert {texts[r] for r in rows[1]} == {*movielens_texts().tags["train"][1], *movielens_texts().wishes["train"][1]}
+    assert texts[rows[4, 0]] == "Unheard of" and (rows[4, 1:] == NO_PROMPT).all()
+    assert (rows[0] == NO_PROMPT).all()
+
+
+@pytest.mark.parametrize("intent", [POSITIVE, NEGATIVE])
+def test_the_category_reader_tells_what_is_named(encoder, intent):
+    """Real sentences that training never saw: the category named reads above one half, every other below; wishes below all named."""
     prompts = bank()
-    prompts.vectors = torch.nn.functional.normalize(torch.randn(len(prompts.all_texts), 8), dim=1)
-    text, total = prompts.item_vectors()
-    own = prompts.vectors[prompts.phrase[1]]  # six phrases of item 1
-    torch.testing.assert_close(text[1], torch.nn.functional.normalize(own.sum(0), dim=0))
-    assert not text[[0, 4]].any()
-    left = prompts.left_out(total, torch.tensor([1, 1]), torch.tensor([prompts.phrase[1, 2], NO_PROMPT]))
-    torch.testing.assert_close(left[0], torch.nn.functional.normalize(own[[0, 1, 3, 4, 5]].sum(0), dim=0))
-    torch.testing.assert_close(left[1], text[1])
+    texts = prompts.texts.wishes["valid"][1:4, 0].tolist() if intent == POSITIVE else []
+    named = [prompts.category_rows(intent, "valid", np.full(4, c), np.arange(4)) for c in range(3)]
+    wishes = prompts.rows(np.array(texts, dtype=object))
+    prompts.embed(encoder)
+    unwrapping = prompts.unwrapping(intent)
+    reader = prompts.category_reader(intent, unwrapping)
+    read = lambda rows: torch.nn.functional.normalize(prompts.vectors[rows] @ (torch.eye(384) + unwrapping), dim=1) @ reader  # noqa: E731
+    own = torch.stack([read(rows)[:, category] for category, rows in enumerate(named)])
+    others = torch.stack([read(rows)[:, [c for c in range(3) if c != category]] for category, rows in enumerate(named)])
+    assert (own > 0.5).all() and (others < 0.5).all()
+    assert not len(wishes) or read(wishes).max() < own.min()

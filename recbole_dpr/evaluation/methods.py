@@ -74,32 +74,37 @@ class Prompted:
         return self.model.prompted_vectors(state, answering, vectors, prompted.queries.intent, tokens) @ self.items.T
 
 
-class TextSimilarity:
-    """Cosine of the prompt and an item's text (the normed mean of its training phrases); no model.
+class TextFit:
+    """How well the prompt fits an item's text; no model.
 
-    A negative prompt ranks by the negative of the cosine. A prompt that repeats a training phrase (validation by
-    tag) meets its item without that phrase.
+    A negative prompt ranks by the negative of it. A prompt that repeats a training phrase (validation by tag) meets
+    its item without that phrase.
+
+    Args:
+        text: ItemText; prompts: float [P, D], the prompt table.
+        read: (prompts [B, D], intent) -> [B, D], what the text is to meet; default the prompts as they are.
     """
 
-    def __init__(self, bank, device="cpu"):
-        text, total = bank.item_vectors()
-        self.bank, self.text, self.total = bank, text.to(device), total
+    def __init__(self, text, prompts, read=lambda prompts, intent: prompts):
+        self.text, self.prompts, self.read = text, prompts, read
 
     def score(self, prompted, rows):
-        prompt = torch.from_numpy(prompted.prompt[rows])
-        vectors = self.bank.vectors[prompt].to(self.text.device)
-        cosine = vectors @ self.text.T
+        device = self.text.vectors.device
+        prompts = self.prompts[torch.from_numpy(prompted.prompt[rows])].to(device)
+        asked = self.read(prompts, prompted.queries.intent)
+        fit = asked @ self.text.vectors.T + self.text.offsets
         own = torch.from_numpy(prompted.own_phrase[rows])
         repeats = torch.nonzero(own != NO_PROMPT).squeeze(1)
         if len(repeats):
-            items = torch.from_numpy(prompted.queries.spoken_of[rows])[repeats]
-            left = self.bank.left_out(self.total, items, own[repeats]).to(self.text.device)
-            cosine[repeats.to(cosine.device), items.to(cosine.device)] = (vectors[repeats.to(vectors.device)] * left).sum(1)
-        return cosine if prompted.queries.task == "POS" else -cosine
+            items = torch.from_numpy(prompted.queries.spoken_of[rows])[repeats].to(device)
+            left, offset = self.text.without(items, self.prompts[own[repeats]].to(device))
+            repeats = repeats.to(device)
+            fit[repeats, items] = (asked[repeats] * left).sum(1) + offset
+        return fit if prompted.queries.task == "POS" else -fit
 
 
 class WeightedSum:
-    """Base score + w x text similarity: the form of CTRL-Rec (arXiv:2510.12742)."""
+    """Base score + w x fit of the text: the form of CTRL-Rec (arXiv:2510.12742)."""
 
     def __init__(self, base, text, weight):
         self.base, self.text, self.weight = base, text, weight

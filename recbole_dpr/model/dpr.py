@@ -1,7 +1,7 @@
 """DPR: a sequential recommender of RecBole that a prompt can steer, and that answers as before without one.
 
 Legend: B rows, T steps, N prompted positions, P rows of the prompt table, d hidden, D size of the sentence
-encoder, C categories, V items, S = D + C size of the item side (0 in the paper's form), R size of the retrieval
+encoder, C categories, V items, S = D + 1 + C size of the item side (0 in the paper's form), R size of the retrieval
 vectors: d + S, or d + d + S with a backbone of their own for prompted requests.
 Source: arXiv:2602.18929.
 """
@@ -47,7 +47,7 @@ class Promptable:
         self.item_weights = None
         text_size = side_size = 0
         if config["item_text"]:
-            text_size, side_size = prompt_size, prompt_size + config["n_categories"]
+            text_size, side_size = prompt_size, prompt_size + 1 + config["n_categories"]
             scales = iter(config["text_scale"])
             self.item_weights = TwoExpertTower(
                 lambda: ItemSideWeights(prompt_size, config["n_categories"], next(scales), inner, dropout), config["two_towers"]
@@ -55,12 +55,11 @@ class Promptable:
         self.text_size = text_size
         self.register_buffer("item_side", torch.zeros(self.n_items, side_size))
         self.register_buffer("unwrapping", torch.zeros(N_INTENTS, text_size, text_size))
-        self.register_buffer("category_names", torch.zeros(side_size - text_size, text_size))
-        self.register_buffer("item_text_sum", torch.zeros(self.n_items, text_size), persistent=False)
+        self.register_buffer("category_reader", torch.zeros(N_INTENTS, text_size, config["n_categories"] if text_size else 0))
         self.register_buffer("prompt_vectors", torch.zeros(0, prompt_size), persistent=False)
         # the average user, who stands in for one without a history: unprompted, prompted
         self.register_buffer("mean_states", torch.zeros(2, size))
-        self.prompt_tokens = None
+        self.item_text = self.prompt_tokens = None
         self.prompt_noise = 0.0
         self.train_backbone = True
         self.unprompted_weight = config["unprompted_weight"]
@@ -73,20 +72,20 @@ class Promptable:
 
     # --- what is attached once the data and the prompts are there
 
-    def attach_items(self, text, text_sum, categories, category_names, unwrapping):
+    def attach_items(self, text, categories, unwrapping, category_reader):
         """Set the item side.
 
         Args:
-            text: float [V, D] of norm 1 or 0; text_sum: its sums before norming; categories: bool [V, C].
-            category_names: float [C, D], the names' vectors.
+            text: ItemText; categories: bool [V, C].
             unwrapping: float [2, D, D], by intent (`PromptBank.unwrapping`).
+            category_reader: float [2, D, C], by intent (`PromptBank.category_reader`).
         """
         if self.item_weights is None:
             return
-        self.item_side.copy_(torch.cat([text, categories.to(text)], dim=1))
-        self.item_text_sum.copy_(text_sum)
-        self.category_names.copy_(category_names)
+        self.item_text = text
+        self.item_side.copy_(torch.cat([text.vectors, text.offsets[:, None], categories.to(text.vectors)], dim=1))
         self.unwrapping.copy_(unwrapping)
+        self.category_reader.copy_(category_reader)
 
     def attach_prompts(self, vectors, tokens=None):
         """Set the prompt table: float [P, D], and with token keys (float16 [total, D], int64 [P + 1] offsets)."""
@@ -107,7 +106,7 @@ class Promptable:
     @staticmethod
     def is_backbone(name):
         """Whether a name of the state dict is the unprompted backbone's."""
-        return not name.startswith(("prompted_backbone.", "projector.", "tower.", "item_weights.", "item_side", "category_names", "unwrapping", "mean_states"))
+        return not name.startswith(("prompted_backbone.", "projector.", "tower.", "item_weights.", "item_side", "category_reader", "unwrapping", "mean_states"))
 
     def backbone_parameters(self):
         """What stage 1 trains."""
@@ -139,7 +138,7 @@ class Promptable:
         fused = self.tower(intent, state, self.projector(keys), padding)
         if self.item_weights is None:
             return fused, None
-        return fused, self.item_weights(intent, noisy, asked @ self.category_names.T)
+        return fused, self.item_weights(intent, noisy, _by_intent(asked, self.category_reader, intent))
 
     def asked(self, prompt, intent):
         """What prompts ask for: [N, D] of norm 1, the prompt without the sentence around its description.
@@ -149,11 +148,7 @@ class Promptable:
         """
         if self.item_weights is None:
             return prompt
-        if isinstance(intent, int):
-            change = prompt @ self.unwrapping[intent]
-        else:
-            change = torch.where(intent[:, None] == 0, prompt @ self.unwrapping[0], prompt @ self.unwrapping[1])
-        return nn.functional.normalize(prompt + change, dim=-1)
+        return nn.functional.normalize(prompt + _by_intent(prompt, self.unwrapping, intent), dim=-1)
 
     def item_vectors(self):
         """[V, R]: the item half of the dot product."""
@@ -179,7 +174,7 @@ class Promptable:
         fused, weights = self.fuse(state, asked, intent, tokens)
         parts = [self._with_unprompted(unprompted, fused)]
         if weights is not None:
-            parts += [weights[:, :1] * asked, weights[:, 1:]]
+            parts += [weights[:, :1] * asked, weights]
         return torch.cat(parts, dim=1)
 
     def _with_unprompted(self, unprompted, state):
@@ -253,25 +248,25 @@ class Promptable:
         if weights is not None:
             text = self._text_scores(weights[:, 0], distinct, row, part)
             fused = torch.cat([fused, weights[:, 1:]], dim=1)
-            items = torch.cat([items, self.item_side[:, self.text_size :]], dim=1)
+            items = torch.cat([items, self.item_side[:, self.text_size + 1 :]], dim=1)
         return softmax_cross_entropy(fused, items, part.targets, self.temperature, text, self.softmax_dtype)
 
     def _text_scores(self, weight, asked, row, part):
         """The text side of a batch, where the item that a prompt quotes is met without that very phrase.
 
         Otherwise the model learns to trust an exact match that no real request gives it. There is no noise here:
-        nothing is learned of the cosines that could be memorised.
+        nothing is learned of the fit that could be memorised.
 
         Args:
             weight: [N]; asked: [U, D] of the distinct prompts; row: int64 [N] into it; part: PromptedTargets.
         """
-        low = self.softmax_dtype
-        cosines = asked.to(low) @ self.item_side[:, : self.text_size].to(low).T
+        low, text = self.softmax_dtype, self.item_text
+        fit = asked.to(low) @ text.vectors.to(low).T + text.offsets.to(low)
         quoting = part.own_phrase != NO_PROMPT
-        left = self.item_text_sum[part.own_item] - self.prompt_vectors[part.own_phrase.clamp(min=0)]
-        own_cosine = (asked[row] * nn.functional.normalize(left, dim=1)).sum(1)
+        left, offset = text.without(part.own_item, self.prompt_vectors[part.own_phrase.clamp(min=0)])
+        own_fit = (asked[row] * left).sum(1) + offset
         # row 0 is the padding, whose text is 0
-        return TextScores(weight, cosines, row, part.own_item * quoting, own_cosine * quoting)
+        return TextScores(weight, fit, row, part.own_item * quoting, own_fit * quoting)
 
     def _vectors_for(self, interaction):
         """Retrieval vectors of an Interaction, [B, R]."""
@@ -288,6 +283,13 @@ class Promptable:
     def full_sort_predict(self, interaction):
         """Scores of all items, [B, V]."""
         return self._vectors_for(interaction) @ self.item_vectors().T
+
+
+def _by_intent(prompt, maps, intent):
+    """[N, k]: prompts [N, D] through the map of their intent; maps [2, D, k], intent an int or int64 [N]."""
+    if isinstance(intent, int):
+        return prompt @ maps[intent]
+    return torch.where(intent[:, None] == 0, prompt @ maps[0], prompt @ maps[1])
 
 
 class DPR_SASRec(Promptable, CausalSASRec):

@@ -71,23 +71,23 @@ class ItemSideWeights(nn.Module):
     """How much a prompt asks of the items' own text, and of each category: [N, D] and [N, C] -> [N, 1 + C].
 
     The text's weight is scale x (1 + gate). Beside the prompt, which noise covers in training, the hidden layer sees
-    the prompt's cosines with the category names as they are: they tell a category from a wish, and too little else
-    to be memorised. A steep sigmoid makes of them whether a category is named, so that a category in a sentence unlike
-    those of training counts as much as any.
+    how far the prompt names each category (`PromptBank.category_reader`): it tells a category from a wish, and too
+    little else to be memorised. A steep sigmoid makes of it whether a category is named, so that a category in a
+    sentence unlike those of training counts as much as any.
     """
 
     def __init__(self, prompt_size, n_categories, scale, inner_size, dropout):
         super().__init__()
         self.scale = scale
-        self.prompt, self.likeness = nn.Linear(prompt_size, inner_size), nn.Linear(n_categories, inner_size, bias=False)
+        self.prompt, self.named = nn.Linear(prompt_size, inner_size), nn.Linear(n_categories, inner_size, bias=False)
         self.steepness, self.threshold = nn.Parameter(torch.tensor(20.0)), nn.Parameter(torch.tensor(0.5))
         self.output = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(inner_size, 1 + n_categories))
         nn.init.zeros_(self.output[-1].weight)
         nn.init.zeros_(self.output[-1].bias)
 
-    def forward(self, prompt, likeness):
-        named = torch.sigmoid(self.steepness * (likeness - self.threshold))
-        weights = self.output(self.prompt(prompt) + self.likeness(named))
+    def forward(self, prompt, naming):
+        named = torch.sigmoid(self.steepness * (naming - self.threshold))
+        weights = self.output(self.prompt(prompt) + self.named(named))
         return torch.cat([self.scale * (1 + weights[:, :1]), weights[:, 1:]], dim=1)
 
 

@@ -12,22 +12,22 @@ _CHUNK = 256  # rows whose scores over all items are in memory at once; measured
 
 @dataclass
 class TextScores:
-    """What the items' text adds to the scores: weight_n x cosine of prompt n and item.
+    """What the items' text adds to the scores: weight_n x how well prompt n fits the item's text.
 
-    Prompts repeat in a batch, and nothing but the weight is learned, so the cosines are computed once for each
-    distinct prompt, and their gradient not at all.
+    Prompts repeat in a batch, and nothing but the weight is learned, so the fit is computed once for each distinct
+    prompt, and its gradient not at all.
 
     Attributes:
         weight: float [N], gets a gradient.
-        cosines: [U, V] of any float type; row: int64 [N], each row's prompt among the U.
-        own_item, own_cosine: int64 [N], float [N]: the one item whose cosine is another.
+        fit: [U, V] of any float type; row: int64 [N], each row's prompt among the U.
+        own_item, own_fit: int64 [N], float [N]: the one item whose fit is another.
     """
 
     weight: torch.Tensor
-    cosines: torch.Tensor
+    fit: torch.Tensor
     row: torch.Tensor
     own_item: torch.Tensor
-    own_cosine: torch.Tensor
+    own_fit: torch.Tensor
 
 
 def softmax_cross_entropy(state, item, targets, temperature=1.0, text=None, dtype=None):
@@ -71,9 +71,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             state_low = state[part].to(dtype)
             scores = (state_low @ item_low.T).to(state.dtype)  # [n, V]
             if text is not None:
-                cosine = text.cosines[text.row[part]].to(state.dtype)
-                cosine.scatter_(1, text.own_item[part][:, None], text.own_cosine[part][:, None])
-                scores.addcmul_(cosine, weight[part][:, None])
+                fit = text.fit[text.row[part]].to(state.dtype)
+                fit.scatter_(1, text.own_item[part][:, None], text.own_fit[part][:, None])
+                scores.addcmul_(fit, weight[part][:, None])
             if temperature != 1:
                 scores /= temperature
             picked = scores.gather(1, target[part])  # [n, K]
@@ -89,7 +89,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_state[part] = grad_low @ item_low
             grad_item += grad_low.T @ state_low
             if text is not None:
-                grad_weight[part] = torch.linalg.vecdot(grad, cosine)
+                grad_weight[part] = torch.linalg.vecdot(grad, fit)
         ctx.save_for_backward(grad_state, grad_item, grad_weight)
         return (total * scale).to(state.dtype)
 

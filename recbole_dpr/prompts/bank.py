@@ -92,21 +92,11 @@ class PromptBank:
         """Encode every text asked for so far; the table is `vectors`, float32 [P, D]."""
         self.vectors = torch.from_numpy(encoder.encode(self.all_texts, show_progress=show_progress))
 
-    def item_vectors(self):
-        """The item side's text: the normed mean of an item's training phrases, else of its title, else 0.
-
-        Returns:
-            float32 [V, D] of norm 1 or 0, and the sums before norming, which `left_out` takes.
-        """
-        phrases = self.phrase  # [V, 6]
-        present = phrases != NO_PROMPT
-        total = torch.zeros(len(phrases), self.vectors.shape[1])
-        for column in range(phrases.shape[1]):
-            rows = np.flatnonzero(present[:, column])
-            total[rows] += self.vectors[phrases[rows, column]]
-        rows = np.flatnonzero(self.title != NO_PROMPT)
-        total[rows] = self.vectors[self.title[rows]]
-        return torch.nn.functional.normalize(total, dim=1), total
+    def item_phrases(self):
+        """The rows that describe each item: its training phrases, else its title; int64 [V, 6], `NO_PROMPT` where none."""
+        phrases = self.phrase.copy()
+        phrases[:, 0] = np.where(self.title != NO_PROMPT, self.title, phrases[:, 0])
+        return phrases
 
     def unwrapping(self, intent):
         """The linear map that takes the sentence around a description away: p -> p (I + M).
@@ -117,23 +107,42 @@ class PromptBank:
         Returns:
             M, float32 [D, D].
         """
-        category, own = self.category[intent], self.phrase[self.phrase != NO_PROMPT]
-        tags = self.tag[intent][self.tag[intent][..., 0] != NO_PROMPT]  # [n, 2]: bare, carried
-        source = np.concatenate([tags[:, 1], category.ravel(), own])
-        target = np.concatenate([tags[:, 0], np.repeat(category[:, 0], category.shape[1]), own])
+        category, tags, own = self._known(intent)
+        source = np.concatenate([category.ravel(), tags[:, 1], own])
+        target = np.concatenate([np.repeat(category[:, 0], category.shape[1]), tags[:, 0], own])
         source, target = self.vectors[source].double(), self.vectors[target].double()
-        penalty = _RIDGE * torch.eye(source.shape[1], dtype=torch.float64)
-        return torch.linalg.solve(source.T @ source + penalty, source.T @ (target - source)).float()
+        return _ridge_regression(source, target - source).float()
 
-    def left_out(self, total, items, rows):
-        """An item's text vector without one of its phrases.
+    def category_reader(self, intent, unwrapping):
+        """The linear map that tells from an unwrapped prompt which categories it names: p -> about 1 for these, 0 else.
+
+        Ridge regression in closed form: every training prompt for a category, against all phrases, which name none;
+        both groups weigh the same.
 
         Args:
-            total: float32 [V, D], the sum that `item_vectors` returns.
-            items, rows: int64 [N]: the item and the row of its phrase; `NO_PROMPT` leaves nothing out.
+            unwrapping: float32 [D, D], the map of this intent.
 
         Returns:
-            float32 [N, D].
+            float32 [D, C].
         """
-        own = self.vectors[rows.clamp(min=0)] * (rows != NO_PROMPT)[:, None]
-        return torch.nn.functional.normalize(total[items] - own, dim=1)
+        category, tags, own = self._known(intent)
+        described = np.concatenate([tags.ravel(), own])
+        prompts = self.vectors[np.concatenate([category.ravel(), described])]
+        prompts = torch.nn.functional.normalize(prompts + prompts @ unwrapping, dim=1).double()
+        names = torch.zeros(len(prompts), len(category), dtype=torch.float64)
+        names[torch.arange(category.size), torch.arange(len(category)).repeat_interleave(category.shape[1])] = 1
+        weight = torch.ones(len(prompts), 1, dtype=torch.float64)
+        weight[: category.size] = max(1, len(described) / category.size)
+        return _ridge_regression(prompts, names, weight).float()
+
+    def _known(self, intent):
+        """Rows of all that training knows of this intent: categories [C, K], tags [n, 2] (bare, carried), bare phrases [m]."""
+        tags = self.tag[intent]
+        return self.category[intent], tags[tags[..., 0] != NO_PROMPT], self.phrase[self.phrase != NO_PROMPT]
+
+
+def _ridge_regression(source, target, weight=1.0):
+    """M with source M ~ target: source float64 [n, D], target [n, k], weight [n, 1] of the rows."""
+    weighted = weight * source
+    penalty = _RIDGE * torch.eye(source.shape[1], dtype=source.dtype)
+    return torch.linalg.solve(source.T @ weighted + penalty, weighted.T @ target)

@@ -8,7 +8,9 @@ from recbole_dpr.yamlfile import read_yaml
 
 POSITIVE, NEGATIVE = 0, 1
 INTENTS = ("positive", "negative")
-_HELD_OUT = 4  # of the training templates, kept for validation
+# kept for validation: the last of the training templates, and every so-manieth frame
+_TEMPLATES_HELD_OUT = 4
+_FRAMES_HELD_OUT = 6
 
 
 class Templates:
@@ -35,10 +37,15 @@ class Templates:
             }
         except (KeyError, TypeError) as error:
             raise UserError(f"prompt templates {path}: every intent and part needs category and tag forms ({error})") from None
-        self._frames = read_yaml(folder / "frames.yaml")
+        frames = read_yaml(folder / "frames.yaml")
+        self._carriers = {}
         for intent in INTENTS:
-            train = self._pools[intent, "train"]
-            self._pools[intent, "train"], self._pools[intent, "valid"] = train[:-_HELD_OUT], train[-_HELD_OUT:]
+            train, own = self._pools[intent, "train"], frames[intent]
+            held_out = [(frame.replace("{tag}", "{category}"), frame) for frame in own[::_FRAMES_HELD_OUT]]
+            self._pools[intent, "train"] = train[:-_TEMPLATES_HELD_OUT]
+            self._pools[intent, "valid"] = train[-_TEMPLATES_HELD_OUT:] + held_out
+            kept = [frame for number, frame in enumerate(own) if number % _FRAMES_HELD_OUT]
+            self._carriers[intent] = [form for _, form in self._pools[intent, "train"]] + kept
 
     def size(self, intent, part):
         """Number of templates of a pool; `part` is train, valid or eval, `intent` POSITIVE or NEGATIVE."""
@@ -56,8 +63,8 @@ class Templates:
         return in_sentence(self._pools[INTENTS[intent], part][index][1], tag)
 
     def carriers(self, intent):
-        """Sentences with {tag} that only training uses: its pool, and the frames beside it."""
-        return [form for _, form in self._pools[INTENTS[intent], "train"]] + self._frames[INTENTS[intent]]
+        """Sentences with {tag} that only training uses: its pool, and the frames not held out."""
+        return self._carriers[INTENTS[intent]]
 
 
 def in_sentence(form, tag):
