@@ -63,7 +63,7 @@ def prepare_queries(config, sequences, years):
     """The evaluation sets with their prompts as text: all that a method needs which ignores the prompts."""
     texts = load_item_texts(config["item_texts"], sequences.item_tokens, sequences.titles, years, config["ITEM_TEXT_ID"])
     rng = np.random.default_rng([config["seed"], _TEMPLATE_STREAM])
-    bank = PromptBank(Templates(config["prompt_templates"]), texts, sequences.category_names, sequences.titles, rng)
+    bank = PromptBank(Templates(config["prompt_templates"]), texts, sequences.category_names, item_descriptions(sequences), rng)
     test = with_prompts(build_queries(sequences, config, TEST), bank, TEST, PROMPT_KINDS, config["eval_tag_form"])
     valid_sets = build_queries(sequences, config, VALID, [config["valid_window"]])
     valid = with_prompts(valid_sets, bank, VALID, PROMPT_KINDS, config["eval_tag_form"])
@@ -76,6 +76,13 @@ def prepare_prompts(config, sequences, years, show_progress):
     encoder = PromptEncoder(config["prompt_encoder"], config["encoder_precision"], config["prompt_cache_dir"], config["device"])
     materials.bank.embed(encoder, show_progress)
     return materials, encoder
+
+
+def item_descriptions(sequences):
+    """V texts, what an item is about: "title: category, category", as far as known; "" for the padding."""
+    names = np.array(sequences.category_names, dtype=object)
+    categories = [", ".join(names[row]).lower() for row in sequences.categories]
+    return [": ".join(part for part in parts if part) for parts in zip(sequences.titles, categories)]
 
 
 def item_years(dataset, field):

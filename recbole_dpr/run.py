@@ -98,10 +98,14 @@ class _Run:
         config["prompt_size"], config["n_categories"] = self.encoder.dim, len(self.sequences.category_names)
         init_seed(config["seed"], config["reproducibility"])
         self.model = MODELS[config["model"]](config, dataset).to(config["device"])
-        unwrapping = [bank.unwrapping(intent) for intent in (POSITIVE, NEGATIVE)]
-        readers = [bank.category_reader(intent, unwrapping[intent]) for intent in (POSITIVE, NEGATIVE)]
-        text = LikelihoodText(bank, config["device"])
-        self.model.attach_items(text, torch.from_numpy(self.sequences.categories), torch.stack(unwrapping), torch.stack(readers))
+        if self.model.item_weights is not None:
+            intents = (POSITIVE, NEGATIVE)
+            self.model.attach_items(
+                LikelihoodText(bank, config["device"]),
+                torch.from_numpy(self.sequences.categories),
+                [bank.unwrapping(intent) for intent in intents],
+                [bank.category_reader(intent) for intent in intents],
+            )
         tokens = None
         if config["prompt_keys"] == "token":
             flat, offsets = self.encoder.encode_tokens(bank.all_texts, self.show)

@@ -65,5 +65,7 @@ def test_one_expert_serves_both_intents():
 
 @pytest.mark.parametrize("scale", [1.0, -2.0])
 def test_untrained_item_side_is_the_text_at_its_scale(scale):
-    weights = ItemSideWeights(8, 3, scale, 16, 0.0)(torch.randn(4, 8), torch.randn(4, 3))
-    torch.testing.assert_close(weights, torch.tensor([scale, 0.0, 0.0, 0.0]).expand(4, 4))
+    """As far as no category is named."""
+    named = torch.tensor([[0.0, 0.0, 0.0, 1.0], [0.25, 0.5, 0.0, 0.25], [0.0, 1.0, 0.0, 0.0]])
+    weights = ItemSideWeights(8, 3, scale, 16, 0.0)(torch.randn(3, 8), named)
+    torch.testing.assert_close(weights, scale * torch.tensor([[1.0, 0, 0, 0], [0.25, 0, 0, 0], [0.0, 0, 0, 0]]))

@@ -46,8 +46,10 @@ def build(data, **keys):
     vectors = torch.nn.functional.normalize(torch.randn(P, D), dim=1)
     phrases = np.arange(3 * sequences.n_items).reshape(-1, 3)
     phrases[0] = NO_PROMPT
-    text = LikelihoodText(SimpleNamespace(item_phrases=lambda: phrases, vectors=torch.randn(phrases.size, D)))
-    model.attach_items(text, torch.from_numpy(sequences.categories), 0.1 * torch.randn(2, D, D), torch.randn(2, D, 4))
+    bank = SimpleNamespace(phrase=phrases, about=phrases[:, 0], vectors=torch.randn(phrases.size, D))
+    if model.item_weights is not None:
+        readers = [(torch.randn(D, 5), torch.randn(5)) for _ in range(2)]
+        model.attach_items(LikelihoodText(bank), torch.from_numpy(sequences.categories), (0.1 * torch.randn(2, D, D)).unbind(), readers)
     model.attach_prompts(vectors)
     return model
 
@@ -173,7 +175,7 @@ def test_with_prompts_one_dot_product_for_each_item(data, decoupled):
         for n in range(5):
             intent, prompt = int(rows[INTENT][n]), model.prompt_vectors[n : n + 1]
             asked = model.asked(prompt, intent)
-            fused, weights = model.fuse(state[n : n + 1], asked, intent)
+            fused, weights = model.fuse(state[n : n + 1], asked, model.named(prompt, intent), intent)
             texts, categories = model.item_side[:, :D], model.item_side[:, D + 1 :]
             text = weights[:, :1] * (asked @ texts.T + model.item_side[:, D])
             expected = fused @ model.answering.item_embedding.weight.T + text + weights[:, 1:] @ categories.T

@@ -191,28 +191,38 @@ def test_token_vectors(encoder):
     assert np.diff(offsets)[1] > np.diff(offsets)[0] > 1
 
 
-def test_what_describes_an_item():
-    """Its training phrases; its title where it has none; nothing where it has neither."""
-    titles = np.array(["", "Toy Story", "Jumanji", "Sabrina", "Unheard of"], dtype=object)
-    prompts = PromptBank(Templates("film"), movielens_texts(), ("Comedy",), titles, np.random.default_rng(0))
-    rows, texts = prompts.item_phrases(), prompts.all_texts
-    assert {texts[r] for r in rows[1]} == {*movielens_texts().tags["train"][1], *movielens_texts().wishes["train"][1]}
-    assert texts[rows[4, 0]] == "Unheard of" and (rows[4, 1:] == NO_PROMPT).all()
-    assert (rows[0] == NO_PROMPT).all()
+def test_what_an_item_is_about_is_a_row_of_its_own():
+    about = ["", "Toy Story: animation, comedy", "Jumanji", "", "Sabrina: romance"]
+    prompts = PromptBank(Templates("film"), movielens_texts(), ("Comedy",), about, np.random.default_rng(0))
+    assert [prompts.all_texts[row] if row != NO_PROMPT else "" for row in prompts.about] == about
+    assert not set(prompts.about) - {NO_PROMPT} & set(prompts.phrase.ravel())
 
 
 @pytest.mark.parametrize("intent", [POSITIVE, NEGATIVE])
 def test_the_category_reader_tells_what_is_named(encoder, intent):
-    """Real sentences that training never saw: the category named reads above one half, every other below; wishes below all named."""
-    prompts = bank()
-    texts = prompts.texts.wishes["valid"][1:4, 0].tolist() if intent == POSITIVE else []
-    named = [prompts.category_rows(intent, "valid", np.full(4, c), np.arange(4)) for c in range(3)]
-    wishes = prompts.rows(np.array(texts, dtype=object))
+    """Real sentences that training never saw: the category named is the likeliest, and most wishes name none."""
+    ids = np.array(["[PAD]", *map(str, range(1, 21))])
+    blank = np.full(len(ids), "", dtype=object)
+    prompts = PromptBank(Templates("film"), load_item_texts("movielens", ids, blank, blank, "ml1m_id"), ("Comedy", "Sci-Fi", "Action"), blank, np.random.default_rng(0))
+    size = prompts.templates.size(intent, "valid")
+    named = [prompts.category_rows(intent, "valid", np.full(size, c), np.arange(size)) for c in range(3)]
+    wishes = prompts.rows(prompts.texts.wishes["valid"][1:, 0])
     prompts.embed(encoder)
-    unwrapping = prompts.unwrapping(intent)
-    reader = prompts.category_reader(intent, unwrapping)
-    read = lambda rows: torch.nn.functional.normalize(prompts.vectors[rows] @ (torch.eye(384) + unwrapping), dim=1) @ reader  # noqa: E731
-    own = torch.stack([read(rows)[:, category] for category, rows in enumerate(named)])
-    others = torch.stack([read(rows)[:, [c for c in range(3) if c != category]] for category, rows in enumerate(named)])
-    assert (own > 0.5).all() and (others < 0.5).all()
-    assert not len(wishes) or read(wishes).max() < own.min()
+    weight, bias = prompts.category_reader(intent)
+    read = lambda rows: (prompts.vectors[rows] @ weight + bias).softmax(1)  # noqa: E731
+    for category, rows in enumerate(named):
+        assert (read(rows).argmax(1) == category).all()
+    if intent == POSITIVE:
+        assert (read(wishes).argmax(1) == 3).float().mean() > 0.9
+
+
+def test_a_category_reader_without_phrases_or_with_one_category(encoder):
+    """What there is no example of gets no probability."""
+    texts = load_item_texts(None, IDS, NO_TITLES, NO_TITLES, "item_id")
+    for names in (("Comedy",), ("Comedy", "Western")):
+        prompts = PromptBank(Templates("film"), texts, names, NO_TITLES, np.random.default_rng(0))
+        prompts.embed(encoder)
+        weight, bias = prompts.category_reader(POSITIVE)
+        found = (prompts.vectors[prompts.category[POSITIVE]] @ weight + bias).softmax(-1)
+        assert (found[..., -1] == 0).all()
+        assert (found.argmax(-1) == torch.arange(len(names))[:, None]).all()

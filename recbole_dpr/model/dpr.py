@@ -55,7 +55,8 @@ class Promptable:
         self.text_size = text_size
         self.register_buffer("item_side", torch.zeros(self.n_items, side_size))
         self.register_buffer("unwrapping", torch.zeros(N_INTENTS, text_size, text_size))
-        self.register_buffer("category_reader", torch.zeros(N_INTENTS, text_size, config["n_categories"] if text_size else 0))
+        # one row more than the prompt has: the bias
+        self.register_buffer("category_reader", torch.zeros(N_INTENTS, prompt_size + 1, config["n_categories"] + 1 if text_size else 0))
         self.register_buffer("prompt_vectors", torch.zeros(0, prompt_size), persistent=False)
         # the average user, who stands in for one without a history: unprompted, prompted
         self.register_buffer("mean_states", torch.zeros(2, size))
@@ -77,15 +78,12 @@ class Promptable:
 
         Args:
             text: ItemText; categories: bool [V, C].
-            unwrapping: float [2, D, D], by intent (`PromptBank.unwrapping`).
-            category_reader: float [2, D, C], by intent (`PromptBank.category_reader`).
+            unwrapping, category_reader: for each intent what `PromptBank.unwrapping` and `category_reader` return.
         """
-        if self.item_weights is None:
-            return
         self.item_text = text
         self.item_side.copy_(torch.cat([text.vectors, text.offsets[:, None], categories.to(text.vectors)], dim=1))
-        self.unwrapping.copy_(unwrapping)
-        self.category_reader.copy_(category_reader)
+        self.unwrapping.copy_(torch.stack(unwrapping))
+        self.category_reader.copy_(torch.stack([torch.cat([weight, bias[None]]) for weight, bias in category_reader]))
 
     def attach_prompts(self, vectors, tokens=None):
         """Set the prompt table: float [P, D], and with token keys (float16 [total, D], int64 [P + 1] offsets)."""
@@ -122,23 +120,22 @@ class Promptable:
 
     # --- vectors
 
-    def fuse(self, state, asked, intent, tokens=None, noisy=None):
+    def fuse(self, state, asked, named, intent, tokens=None):
         """What is learned of a prompted retrieval vector.
 
         Args:
-            state: [N, d]; asked: [N, D], from `asked`; intent: int or int64 [N].
-            noisy: [N, D], what training shows of `asked`; default `asked`.
+            state: [N, d]; intent: int or int64 [N].
+            asked, named: [N, D] and [N, C + 1], from the methods of these names.
             tokens: (float [N, L, D], bool [N, L] padding) with token keys, else None.
 
         Returns:
             fused state [N, d]; weights of the item side [N, 1 + C]: its text, its categories (None in the paper's form).
         """
-        noisy = asked if noisy is None else noisy
-        keys, padding = (noisy[:, None], None) if tokens is None else tokens
+        keys, padding = (asked[:, None], None) if tokens is None else tokens
         fused = self.tower(intent, state, self.projector(keys), padding)
         if self.item_weights is None:
             return fused, None
-        return fused, self.item_weights(intent, noisy, _by_intent(asked, self.category_reader, intent))
+        return fused, self.item_weights(intent, asked, named)
 
     def asked(self, prompt, intent):
         """What prompts ask for: [N, D] of norm 1, the prompt without the sentence around its description.
@@ -149,6 +146,12 @@ class Promptable:
         if self.item_weights is None:
             return prompt
         return nn.functional.normalize(prompt + _by_intent(prompt, self.unwrapping, intent), dim=-1)
+
+    def named(self, prompt, intent):
+        """Which category prompts name: [N, C + 1] probabilities, the last of none; None in the paper's form."""
+        if self.item_weights is None:
+            return None
+        return _by_intent(nn.functional.pad(prompt, (0, 1), value=1.0), self.category_reader, intent).softmax(dim=-1)
 
     def item_vectors(self):
         """[V, R]: the item half of the dot product."""
@@ -171,7 +174,7 @@ class Promptable:
     def prompted_vectors(self, unprompted, state, prompt, intent, tokens=None):
         """[N, R]: the user half with a prompt [N, D]; arguments as for `resting_vectors` and `fuse`."""
         asked = self.asked(prompt, intent)
-        fused, weights = self.fuse(state, asked, intent, tokens)
+        fused, weights = self.fuse(state, asked, self.named(prompt, intent), intent, tokens)
         parts = [self._with_unprompted(unprompted, fused)]
         if weights is not None:
             parts += [weights[:, :1] * asked, weights]
@@ -236,14 +239,16 @@ class Promptable:
 
     def _prompted_loss(self, state, items, part):
         distinct, row = torch.unique(part.prompt, return_inverse=True)
-        distinct = self.asked(self.prompt_vectors[distinct], part.intent)
-        asked, tokens, noisy = distinct[row], self.tokens_of(part.prompt), None
+        prompts = self.prompt_vectors[distinct]
+        distinct, named = self.asked(prompts, part.intent), self.named(prompts, part.intent)
+        named = None if named is None else named[row]
+        asked, tokens = distinct[row], self.tokens_of(part.prompt)
         if self.training and self.prompt_noise:
             scale = self.prompt_noise / asked.shape[1] ** 0.5
-            noisy = asked + scale * torch.randn_like(asked)
+            asked = asked + scale * torch.randn_like(asked)
             if tokens:
                 tokens = tokens[0] + scale * torch.randn_like(tokens[0]), tokens[1]
-        fused, weights = self.fuse(state, asked, part.intent, tokens, noisy)
+        fused, weights = self.fuse(state, asked, named, part.intent, tokens)
         text = None
         if weights is not None:
             text = self._text_scores(weights[:, 0], distinct, row, part)

@@ -68,27 +68,24 @@ class FusionBlock(nn.Module):
 
 
 class ItemSideWeights(nn.Module):
-    """How much a prompt asks of the items' own text, and of each category: [N, D] and [N, C] -> [N, 1 + C].
+    """How much a prompt asks of the items' own text, and of each category: [N, D] and [N, C + 1] -> [N, 1 + C].
 
-    The text's weight is scale x (1 + gate). Beside the prompt, which noise covers in training, the hidden layer sees
-    how far the prompt names each category (`PromptBank.category_reader`): it tells a category from a wish, and too
-    little else to be memorised. A steep sigmoid makes of it whether a category is named, so that a category in a
-    sentence unlike those of training counts as much as any.
+    Beside the prompt, which noise covers in training, the hidden layer sees which category the prompt names, or none
+    (`PromptBank.category_reader`): enough to tell a category from a wish, and too little to be memorised. The text's
+    weight is scale x (1 + gate) x the probability that none is named: the words around a category describe no item.
     """
 
     def __init__(self, prompt_size, n_categories, scale, inner_size, dropout):
         super().__init__()
         self.scale = scale
-        self.prompt, self.named = nn.Linear(prompt_size, inner_size), nn.Linear(n_categories, inner_size, bias=False)
-        self.steepness, self.threshold = nn.Parameter(torch.tensor(20.0)), nn.Parameter(torch.tensor(0.5))
+        self.prompt, self.named = nn.Linear(prompt_size, inner_size), nn.Linear(n_categories + 1, inner_size, bias=False)
         self.output = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(inner_size, 1 + n_categories))
         nn.init.zeros_(self.output[-1].weight)
         nn.init.zeros_(self.output[-1].bias)
 
-    def forward(self, prompt, naming):
-        named = torch.sigmoid(self.steepness * (naming - self.threshold))
+    def forward(self, prompt, named):
         weights = self.output(self.prompt(prompt) + self.named(named))
-        return torch.cat([self.scale * (1 + weights[:, :1]), weights[:, 1:]], dim=1)
+        return torch.cat([self.scale * (1 + weights[:, :1]) * named[:, -1:], weights[:, 1:]], dim=1)
 
 
 class TwoExpertTower(nn.Module):

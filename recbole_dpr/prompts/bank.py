@@ -5,11 +5,13 @@ Legend: P rows of the table, D encoder size, V items, C categories.
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE, in_sentence
 
 NO_PROMPT = -1
 _RIDGE = 10.0  # of 10, 100 and 1000 the best on validation (mpnet, by wish)
+_LOGISTIC_C = 10.0  # inverse strength of the penalty; of 1 and 10 the better one on held-out sentences
 
 
 class PromptBank:
@@ -19,7 +21,7 @@ class PromptBank:
         templates: Templates.
         texts: ItemTexts.
         category_names: C names.
-        titles: V titles, the item side's text where an item has no phrases.
+        about: V texts that say what the items are, such as title and categories; "" where nothing is known.
         rng: numpy Generator; draws the one carrier sentence that each training tag is put in.
 
     Attributes:
@@ -28,11 +30,11 @@ class PromptBank:
         tag: two int64 [V, 3, 2]: rows for a training tag by intent, bare and in a carrier sentence;
             `NO_PROMPT` where the item has none.
         wish: int64 [V, 3]: rows of the training wishes.
-        phrase: int64 [V, 6]: rows of the bare training phrases, tags then wishes: the item side.
-        title: int64 [V]: rows of the titles of items without phrases, their item side.
+        phrase: int64 [V, 6]: rows of the bare training phrases, tags then wishes.
+        about: int64 [V]: rows of the texts `about`.
     """
 
-    def __init__(self, templates, texts, category_names, titles, rng):
+    def __init__(self, templates, texts, category_names, about, rng):
         self.templates, self.texts, self.category_names = templates, texts, category_names
         self._rows = {}
         self.vectors = None
@@ -47,8 +49,7 @@ class PromptBank:
         )
         self.wish = self.rows(wishes)
         self.phrase = np.concatenate([bare, self.wish], axis=1)
-        untold = (self.phrase == NO_PROMPT).all(axis=1)
-        self.title = self.rows(np.where(untold, np.asarray(titles, dtype=object), ""))
+        self.about = self.rows(np.asarray(about, dtype=object))
 
     def row(self, text):
         """The row of a text, a new one if it has none; `NO_PROMPT` for ""."""
@@ -92,12 +93,6 @@ class PromptBank:
         """Encode every text asked for so far; the table is `vectors`, float32 [P, D]."""
         self.vectors = torch.from_numpy(encoder.encode(self.all_texts, show_progress=show_progress))
 
-    def item_phrases(self):
-        """The rows that describe each item: its training phrases, else its title; int64 [V, 6], `NO_PROMPT` where none."""
-        phrases = self.phrase.copy()
-        phrases[:, 0] = np.where(self.title != NO_PROMPT, self.title, phrases[:, 0])
-        return phrases
-
     def unwrapping(self, intent):
         """The linear map that takes the sentence around a description away: p -> p (I + M).
 
@@ -111,38 +106,34 @@ class PromptBank:
         source = np.concatenate([category.ravel(), tags[:, 1], own])
         target = np.concatenate([np.repeat(category[:, 0], category.shape[1]), tags[:, 0], own])
         source, target = self.vectors[source].double(), self.vectors[target].double()
-        return _ridge_regression(source, target - source).float()
+        penalty = _RIDGE * torch.eye(source.shape[1], dtype=torch.float64)
+        return torch.linalg.solve(source.T @ source + penalty, source.T @ (target - source)).float()
 
-    def category_reader(self, intent, unwrapping):
-        """The linear map that tells from an unwrapped prompt which categories it names: p -> about 1 for these, 0 else.
+    def category_reader(self, intent):
+        """Logistic regression that tells from a prompt which category it names, or that it names none.
 
-        Ridge regression in closed form: every training prompt for a category, against all phrases, which name none;
-        both groups weigh the same.
-
-        Args:
-            unwrapping: float32 [D, D], the map of this intent.
+        Trained on every training prompt for a category, against all phrases, which name none; all classes weigh the
+        same. softmax(prompt @ weight + bias) gives the probabilities: the C categories, then none.
 
         Returns:
-            float32 [D, C].
+            weight float32 [D, C + 1], bias float32 [C + 1].
         """
         category, tags, own = self._known(intent)
-        described = np.concatenate([tags.ravel(), own])
-        prompts = self.vectors[np.concatenate([category.ravel(), described])]
-        prompts = torch.nn.functional.normalize(prompts + prompts @ unwrapping, dim=1).double()
-        names = torch.zeros(len(prompts), len(category), dtype=torch.float64)
-        names[torch.arange(category.size), torch.arange(len(category)).repeat_interleave(category.shape[1])] = 1
-        weight = torch.ones(len(prompts), 1, dtype=torch.float64)
-        weight[: category.size] = max(1, len(described) / category.size)
-        return _ridge_regression(prompts, names, weight).float()
+        none = np.concatenate([tags.ravel(), own])
+        prompts = self.vectors[np.concatenate([category.ravel(), none])].numpy()
+        named = np.concatenate([np.repeat(np.arange(len(category)), category.shape[1]), np.full(len(none), len(category))])
+        weight = np.zeros((prompts.shape[1], len(category) + 1), dtype=np.float32)
+        bias = np.full(len(category) + 1, -np.inf, dtype=np.float32)  # of a class without an example
+        classes = np.unique(named)
+        bias[classes] = 0
+        if len(classes) > 1:
+            fitted = LogisticRegression(C=_LOGISTIC_C, class_weight="balanced", max_iter=300).fit(prompts, named)
+            # of two classes scikit-learn gives the second alone
+            weight[:, classes[-len(fitted.coef_) :]] = fitted.coef_.T
+            bias[classes[-len(fitted.coef_) :]] = fitted.intercept_
+        return torch.from_numpy(weight), torch.from_numpy(bias)
 
     def _known(self, intent):
         """Rows of all that training knows of this intent: categories [C, K], tags [n, 2] (bare, carried), bare phrases [m]."""
         tags = self.tag[intent]
         return self.category[intent], tags[tags[..., 0] != NO_PROMPT], self.phrase[self.phrase != NO_PROMPT]
-
-
-def _ridge_regression(source, target, weight=1.0):
-    """M with source M ~ target: source float64 [n, D], target [n, k], weight [n, 1] of the rows."""
-    weighted = weight * source
-    penalty = _RIDGE * torch.eye(source.shape[1], dtype=source.dtype)
-    return torch.linalg.solve(source.T @ weighted + penalty, weighted.T @ target)
