@@ -119,7 +119,7 @@ class _Run:
         if 3 in stages and not (texts.has_tags or texts.has_wishes):
             self._say(
                 f"stage 3 is left out: no semantic tags or wishes for {self.config['dataset']} (item_texts=FOLDER brings them); "
-                "the item side uses titles"
+                "the item side uses titles and categories"
             )
             return [number for number in stages if number != 3]
         return stages
