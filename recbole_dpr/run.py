@@ -127,8 +127,7 @@ class _Run:
             return self._take_over_stage1(Path(config["stage1_checkpoint"]), folder)
         settings = config[f"stage{number}"]
         prompts = None if number == 1 else TrainingPrompts(self.sequences, self.materials.bank, config, settings["prompts"])
-        batch_size = settings.get("train_batch_size", config["train_batch_size"])
-        loader = self.model.loader(self.sequences, config, batch_size, (config["seed"], number), prompts)
+        loader = self.model.loader(self.sequences, config, settings, (config["seed"], number), prompts)
         trainer = StageTrainer(config, self.model, number, settings, lambda: self._validate(settings["valid_tasks"]), folder, self._identity())
         self.history += trainer.run(loader, self.show)
         if number == 1:
@@ -144,7 +143,11 @@ class _Run:
         state = checkpoints.load(source, self.config["device"])
         checkpoints.check_identity(state, self._identity(), source)
         own = self.model.state_dict()
-        own.update({name: value for name, value in state["state_dict"].items() if name in own and self.model.is_backbone(name)})
+        taken = {name: value for name, value in state["state_dict"].items() if self.model.is_backbone(name)}
+        sizes = [{name: w.shape for name, w in weights.items() if self.model.is_backbone(name)} for weights in (own, taken)]
+        if sizes[0] != sizes[1]:
+            raise UserError(f"checkpoint {source} is of another backbone than {self.config['model']}'s, or of other sizes; name a run with the same")
+        own.update(taken)
         self.model.load_state_dict(own)
         checkpoints.save(folder / "stage1.best.pt", {**state, "state_dict": own})
         self.model.start_prompting()

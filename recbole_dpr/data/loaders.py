@@ -153,7 +153,7 @@ class PrefixLoader:
         sequences: Sequences.
         max_length: MAX_ITEM_LIST_LENGTH.
         per_stretch: prefixes_per_sequence.
-        batch_size: histories of a batch.
+        batch_size: prefix_batch_size, histories of a batch.
         seed, prompts: as for `PackedLoader`.
     """
 

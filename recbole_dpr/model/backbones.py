@@ -55,8 +55,9 @@ class AllPositions(Backbone):
     _keep_positions = False
 
     @staticmethod
-    def loader(sequences, config, batch_size, seed, prompts=None):
-        """Packed sequences, every position a target."""
+    def loader(sequences, config, stage, seed, prompts=None):
+        """Packed sequences, every position a target; stage: the keys of a stage."""
+        batch_size = stage.get("train_batch_size", config["train_batch_size"])
         return PackedLoader(sequences, config["MAX_ITEM_LIST_LENGTH"], batch_size, seed, prompts)
 
     def gather_indexes(self, output, gather_index):
@@ -98,9 +99,10 @@ class Prefixes(Backbone):
     """Mixin over a RecBole model of whose states only the one after a whole history has not seen the future."""
 
     @staticmethod
-    def loader(sequences, config, batch_size, seed, prompts=None):
+    def loader(sequences, config, stage, seed, prompts=None):
         """Sampled histories, one target each."""
-        return PrefixLoader(sequences, config["MAX_ITEM_LIST_LENGTH"], config["prefixes_per_sequence"], batch_size, seed, prompts)
+        sizes = (config[key] for key in ("MAX_ITEM_LIST_LENGTH", "prefixes_per_sequence", "prefix_batch_size"))
+        return PrefixLoader(sequences, *sizes, seed, prompts)
 
     def batch_states(self, batch):
         return self.encode(batch.item_seq, batch.lengths)
@@ -191,7 +193,8 @@ class WholeHistory(Prefixes):
 
     def pretraining_loss(self, batch, dtype):
         """The backbone's own loss, with what it adds to the cross-entropy."""
-        return super().calculate_loss(self._interaction(batch.item_seq, batch.lengths, **{self.ITEM_ID: batch.targets}))
+        interaction = self._interaction(batch.item_seq, batch.lengths, **{self.ITEM_ID: batch.targets})
+        return super().calculate_loss(interaction).squeeze()  # NextItNet's is of shape [1]
 
     def _padded(self, item_seq):
         return pad(item_seq, (0, self.max_seq_length - item_seq.shape[1]))
