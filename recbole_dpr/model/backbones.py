@@ -1,6 +1,6 @@
 """RecBole's sequential recommenders as backbones: histories -> states, items -> vectors, score = dot product.
 
-Legend: B rows, T steps, M training positions, V items, L = MAX_ITEM_LIST_LENGTH, d hidden, S = d + n_constants.
+Legend: B rows, T steps, M training positions, V items, L = MAX_ITEM_LIST_LENGTH, d hidden, k = d + n_constants.
 """
 
 import inspect
@@ -23,7 +23,7 @@ _TRIAL_ITEMS = 8  # of the vocabulary that a backbone is tried on
 class Backbone:
     """Mixin over a RecBole sequential recommender: what DPR asks of it.
 
-    Besides what stands here a backbone has `loader`, the batches that it trains on, `batch_states`, [M, S] at all
+    Besides what stands here a backbone has `loader`, the batches that it trains on, `batch_states`, [M, k] at all
     positions of such a batch, and `pretraining_loss`, what stage 1 minimises.
 
     Attributes:
@@ -34,15 +34,15 @@ class Backbone:
 
     @property
     def state_size(self):
-        """S."""
+        """k."""
         return self.item_embedding.embedding_dim + self.n_constants
 
     def encode(self, item_seq, item_seq_len):
-        """States after whole histories: int64 [B, T], left-aligned, and their lengths int64 [B] -> [B, S]."""
+        """States after whole histories: int64 [B, T], left-aligned, and their lengths int64 [B] -> [B, k]."""
         return self.forward(item_seq, item_seq_len)
 
     def item_matrix(self):
-        """[V, S]: the item half of the dot product."""
+        """[V, k]: the item half of the dot product."""
         return self.item_embedding.weight
 
 
