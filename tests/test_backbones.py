@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from recbole.data.interaction import Interaction
-from recbole.model.sequential_recommender import BERT4Rec, GRU4Rec
+from recbole.model.sequential_recommender import BERT4Rec, GRU4Rec, NARM
 from recbole.utils import get_model
 from safetensors.torch import load_file
 
@@ -22,7 +22,7 @@ from recbole_dpr.data.loaders import PackedLoader, PrefixBatch, PrefixLoader, Tr
 from recbole_dpr.errors import UserError
 from recbole_dpr.materials import prepare_queries, read_sequences
 from recbole_dpr.model import promptable
-from recbole_dpr.model.backbones import sequential_models
+from recbole_dpr.model.backbones import WholeHistory, check_backbone, sequential_models
 from recbole_dpr.model.dpr import INTENT, PROMPT
 from recbole_dpr.model.losses import softmax_cross_entropy
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
@@ -246,6 +246,21 @@ def test_stage1_is_the_backbones_own_loss(folder, data):
     assert loss > bare + 0.1
 
 
+@pytest.mark.parametrize(
+    ("method", "own", "said"),
+    [
+        ("full_sort_predict", lambda model, rows: NARM.full_sort_predict(model, rows) ** 3, "no dot products"),
+        ("forward", lambda model, item_seq, item_seq_len: model.item_embedding(item_seq), r"gives \[2, 60, 16\]"),
+    ],
+)
+def test_a_model_of_another_form_is_refused(folder, method, own, said):
+    """RecBole's own of these forms are refused for their arguments already."""
+    other = type("OtherNARM", (WholeHistory, type("Other", (NARM,), {method: own})), {"name": "Other", "takes_length": True})
+    config = make_config("DPR_NARM", "tiny", (), tiny.settings(folder, "DPR_NARM", MAX_ITEM_LIST_LENGTH=L))
+    with pytest.raises(UserError, match=f"backbone 'Other' cannot be wrapped: .*{said}"):
+        check_backbone(other, config)
+
+
 def test_a_backbones_own_temperature_is_not_applied_twice(folder, data):
     assert build(folder, data, "CORE").prompt_temperature == 1.0
     assert build(folder, data, "CORE").temperature == 0.07
@@ -422,6 +437,7 @@ def test_load_answers_as_the_dot_product(folder, tmp_path, name):
         (["--model=DPR_BERT4Rec", "--mask_ratio=1.5"], "mask_ratio"),
         (["--model=DPR_BERT4Rec", "--ft_ratio=2"], "ft_ratio"),
         (["--model=DPR_LightSANs", "--n_heads=3"], "attention heads"),
+        (["--model=DPR_BERT4Rec", "--n_heads=3"], "attention heads"),
         (["--model=NARM", "--prefixes_per_sequence=4"], "for DPR models"),
     ],
 )

@@ -256,17 +256,16 @@ def check_backbone(backbone, config):
     Raises:
         UserError: it cannot be wrapped, or RecBole refuses its settings.
     """
-    if not issubclass(backbone, WholeHistory):
-        return
     try:
         with torch.no_grad():
-            backbone(config, ItemVocabulary(_TRIAL_ITEMS, config)).to(config["device"]).eval().try_out()
+            trial = backbone(config, ItemVocabulary(_TRIAL_ITEMS, config)).to(config["device"]).eval()
+            if isinstance(trial, WholeHistory):
+                trial.try_out()
     except UserError:
         raise
     except Exception as error:  # whatever RecBole's constructors raise
-        raise _refused(
-            backbone.name, f"from a vocabulary and histories alone it fails ({type(error).__name__}: {error}); it may need other data, or other settings"
-        ) from error
+        name = config["model"].removeprefix("DPR_")
+        raise _refused(name, f"from its settings and a vocabulary of items it fails ({type(error).__name__}: {error})") from error
 
 
 def _refused(name, why):
