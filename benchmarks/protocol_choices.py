@@ -43,7 +43,7 @@ def main(folder, settings):
         test = prepare_queries(config, sequences, item_years(dataset, config["YEAR_FIELD"])).test
         test = [p for p in test if p.kind in ("none", "category")]
         evaluator = Evaluator(sequences, config)
-        base = methods.Base(methods.StateTable(evaluator, model, test), model.item_embedding.weight.detach())
+        base = methods.Base(methods.StateTable(evaluator, model, test), model.item_matrix().detach())
         compared = {"Base": base, "Filter": methods.Filter(base, torch.from_numpy(sequences.categories))}
         values = {}
         for method, task in COLUMNS:

@@ -11,7 +11,8 @@ _HELP = """recbole-dpr: promptable sequential recommendation for RecBole
 
   recbole-dpr run --model=NAME --dataset=NAME [--config_files="a.yaml b.yaml"] [--key=value ...]
       train and evaluate one model (python run_dpr.py does the same)
-      NAME of a model: DPR_SASRec, or any model of RecBole
+      NAME of a model: DPR_SASRec, DPR_GRU4Rec, DPR_BERT4Rec, DPR with --backbone=NAME (any sequential model of RecBole
+      that docs/backbones.md lists as working), or any model of RecBole
       --epochs=K          caps the epochs of every stage
       --data_path=FOLDER  folder above the dataset's own folder
       --output_dir=FOLDER where the run goes (default saved/<model>-<dataset>-<time>)

@@ -8,7 +8,8 @@ from recbole.config import Config
 from recbole.utils import ModelType, argument_list
 
 from recbole_dpr.errors import UserError, unknown
-from recbole_dpr.model import MODELS
+from recbole_dpr.model import MODELS, is_promptable, promptable
+from recbole_dpr.model.backbones import check_backbone, sequential_models
 from recbole_dpr.resources import properties_dir
 from recbole_dpr.yamlfile import read_yaml
 
@@ -25,10 +26,10 @@ _CHOICES = {
 _BOOLEANS = ("short_windows", "mask_history", "drop_unseen_items", "two_towers", "item_text", "decouple_backbone", "show_progress")
 _POSITIVE_INTEGERS = (
     *("compliance_n", "fusion_heads", "fusion_inner_size", "train_batch_size", "eval_batch_size", "valid_window"),
-    *("MAX_ITEM_LIST_LENGTH", "hidden_size", "eval_step"),
+    *("MAX_ITEM_LIST_LENGTH", "hidden_size", "embedding_size", "eval_step", "prefixes_per_sequence", "prefix_batch_size"),
 )
 _POSITIVE_NUMBERS = ("temperature",)
-_UNIT_NUMBERS = ("prompt_share", "fusion_dropout", "hidden_dropout_prob", "attn_dropout_prob", "dropout_prob")
+_UNIT_NUMBERS = ("prompt_share", "fusion_dropout", "hidden_dropout_prob", "attn_dropout_prob", "dropout_prob", "mask_ratio", "ft_ratio")
 _STAGE_KEYS = {
     *("epochs", "learning_rate", "backbone_learning_rate", "stopping_step", "valid_tasks", "prompts", "prompt_noise", "schedule", "train_batch_size"),
 }
@@ -66,7 +67,7 @@ def make_config(model, dataset, config_files=(), overrides=None):
     """The settings of one run.
 
     Args:
-        model: a name of `MODELS`, or of any model of RecBole.
+        model: a name of `MODELS`, DPR with the key `backbone`, or any model of RecBole.
         dataset: dataset name; its folder lies below the key `data_path`.
         config_files: YAML files, later ones win.
         overrides: dict of keys, which win over all files.
@@ -78,10 +79,11 @@ def make_config(model, dataset, config_files=(), overrides=None):
         UserError: an unknown model, file, key or a value out of range.
     """
     overrides = dict(overrides or {})
+    model = model_name(model, config_files, overrides)
     model_class = find_model(model)
     files = [properties_dir() / "dpr.yaml"]
-    if model in MODELS:
-        files += [_TRAINING, MODELS[model].backbone_properties(), properties_dir() / "model" / f"{model}.yaml"]
+    if is_promptable(model):
+        files += [_TRAINING, model_class.backbone_properties(), _model_file(model)]
     dataset_file = properties_dir() / "dataset" / f"{dataset}.yaml"
     files += [dataset_file] if dataset_file.is_file() else []
     user_settings = {}
@@ -95,26 +97,48 @@ def make_config(model, dataset, config_files=(), overrides=None):
             model=model_class,
             dataset=dataset,
             config_file_list=[str(f) for f in files],
-            config_dict=_merged_stages(files, overrides) if model in MODELS else overrides,
+            config_dict=_merged_stages(files, overrides) if is_promptable(model) else overrides,
         )
     except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
         raise UserError(f"settings that RecBole refuses: {' '.join(str(error).split())}") from error
     if dataset == "ml-100k" and "data_path" in user_settings:  # RecBole insists on the copy in its wheel
         config["data_path"] = str(Path(user_settings["data_path"]) / dataset)
     check_values(config)
+    if is_promptable(model):
+        check_backbone(model_class.backbone_class, config)
     return config
+
+
+def model_name(model, config_files=(), overrides=None):
+    """The full name of a model: DPR with the key `backbone` is DPR_<backbone>.
+
+    Raises:
+        UserError: DPR without a backbone, or with one that RecBole does not know; a backbone of another model.
+    """
+    backbone = None
+    for settings in [*(read_yaml(Path(file)) for file in config_files), overrides or {}]:
+        backbone = settings.get("backbone", backbone)
+    if model == "DPR":
+        if backbone is None:
+            raise UserError("model 'DPR' needs a backbone, a sequential recommender of RecBole: --backbone=NARM")
+        if backbone not in sequential_models():
+            raise unknown("backbone", backbone, sequential_models())
+        return f"DPR_{backbone}"
+    if backbone is not None and model != f"DPR_{backbone}":
+        raise UserError(f"backbone={backbone}: model '{model}' takes none; give --model=DPR --backbone={backbone}")
+    return model
 
 
 def find_model(name):
     """The class of a model of ours or of RecBole, by its name."""
     from recbole.utils import get_model
 
-    if name in MODELS:
-        return MODELS[name]
+    if is_promptable(name):
+        return promptable(name)
     try:
         return get_model(name)
     except (ValueError, AttributeError):
-        raise unknown("model", name, [*MODELS, *recbole_models()]) from None
+        raise unknown("model", name, [*MODELS, "DPR", *recbole_models()]) from None
     except ImportError as error:
         raise UserError(f"model '{name}' needs a package that is not installed: {error}") from error
 
@@ -150,16 +174,18 @@ def check_values(config):
     if not (_is_int(config["epochs"]) and config["epochs"] >= 0):
         raise UserError(f"epochs={config['epochs']!r}: a whole number from 0 is needed (it caps every stage)")
     _check_split(config["eval_args"])
-    if config["model"] in MODELS:
+    if is_promptable(config["model"]):
         _check_training(config)
 
 
 def _check_training(config):
     """The keys of properties/training.yaml that concern each other, and the stages."""
-    if config["hidden_size"] and config["hidden_size"] % config["fusion_heads"]:
-        raise UserError(
-            f"fusion_heads={config['fusion_heads']}: has to divide hidden_size={config['hidden_size']}"
-        )
+    # the item embeddings of RecBole's models that have both keys, and so their states, are of embedding_size
+    size = "embedding_size" if "embedding_size" in read_yaml(config.model_class.backbone_properties()) else "hidden_size"
+    if config[size] % config["fusion_heads"]:
+        raise UserError(f"fusion_heads={config['fusion_heads']}: has to divide {size}={config[size]}")
+    if config["loss_type"] != "CE":
+        raise UserError(f"loss_type={config['loss_type']!r}: DPR models train on cross-entropy: CE")
     if config["stages"] not in ([1], [1, 2], [1, 3], [1, 2, 3]):
         raise UserError(f"stages={config['stages']!r}: valid are [1], [1,2], [1,3] and [1,2,3]")
     weights = config["loss_weights"]
@@ -232,20 +258,26 @@ def _merged_stages(files, overrides):
 def known_keys(model):
     """The keys that a run of this model reads: RecBole's, its model file's, and ours."""
     folder = Path(find_spec("recbole").origin).parent / "properties"
-    backbone = model.removeprefix("DPR_") if model in MODELS else model
+    backbone = model.removeprefix("DPR_")
     files = [
         folder / "overall.yaml",
         folder / "dataset" / "sample.yaml",
         folder / "model" / f"{backbone}.yaml",
         properties_dir() / "dpr.yaml",
     ]
-    if model in MODELS:
-        files += [_TRAINING, properties_dir() / "model" / f"{model}.yaml"]
+    if is_promptable(model):
+        files += [_TRAINING, _model_file(model)]
     known = set(_RECBOLE_EXTRAS).union(*(read_yaml(file) for file in files if file.is_file()))
     for name in dir(argument_list):
         if name.endswith("_arguments"):
             known |= set(getattr(argument_list, name))
     return known
+
+
+def _model_file(model):
+    """Our property file of a DPR model; all backbones without one of their own share DPR.yaml."""
+    own = properties_dir() / "model" / f"{model}.yaml"
+    return own if own.is_file() else own.with_name("DPR.yaml")
 
 
 def settings_in_force(config):
@@ -267,7 +299,7 @@ def _check_keys(settings, model):
     for key in settings:
         name, dot, inner = key.partition(".")
         if name not in known and name in read_yaml(_TRAINING):
-            raise UserError(f"key '{key}' is for DPR models ({', '.join(MODELS)}); '{model}' is trained by RecBole's own recipe")
+            raise UserError(f"key '{key}' is for DPR models ({', '.join(MODELS)}, DPR); '{model}' is trained by RecBole's own recipe")
         if dot and name in ("stage1", "stage2", "stage3"):
             if inner not in _STAGE_KEYS:
                 raise unknown(f"key of {name}", inner, sorted(_STAGE_KEYS))

@@ -16,14 +16,14 @@ import torch
 import yaml
 from recbole.utils import init_seed
 
-from recbole_dpr.config import make_config, settings_in_force
-from recbole_dpr.data.loaders import PackedLoader, TrainingPrompts
+from recbole_dpr.config import make_config, model_name, settings_in_force
+from recbole_dpr.data.loaders import TrainingPrompts
 from recbole_dpr.errors import UserError
 from recbole_dpr.evaluation import methods, report
 from recbole_dpr.evaluation.evaluator import Evaluator
 from recbole_dpr.evaluation.queries import PROTOCOL_KEYS
 from recbole_dpr.materials import item_years, prepare_prompts, read_sequences
-from recbole_dpr.model import MODELS
+from recbole_dpr.model import is_promptable, promptable
 from recbole_dpr.prompts.item_text import LikelihoodText, MeanText
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
 from recbole_dpr.serving import recommender
@@ -43,7 +43,7 @@ def run_dpr(model="DPR_SASRec", dataset="ml-100k", config_files=(), config_dict=
     """Train and evaluate one model; everything it gives is in one folder.
 
     Args:
-        model: a name of `recbole_dpr.model.MODELS`, or of any model of RecBole.
+        model: a name of `recbole_dpr.model.MODELS`, DPR with the key `backbone`, or any model of RecBole.
         dataset: dataset name.
         config_files: YAML files of settings.
         config_dict: settings that win over all files.
@@ -55,11 +55,12 @@ def run_dpr(model="DPR_SASRec", dataset="ml-100k", config_files=(), config_dict=
         UserError: an input that can be put right, in one line.
     """
     config_dict = dict(config_dict or {})
+    model = model_name(model, config_files, config_dict)
     folder = _resumed(config_dict, model, dataset)
     config = make_config(model, dataset, config_files, config_dict)
     folder = folder or _new_folder(config, model, dataset)
     _write_config(folder / "config.yaml", config)
-    if model not in MODELS:
+    if not is_promptable(model):
         from recbole_dpr.zoo import run_recbole_model
 
         return run_recbole_model(config, folder)
@@ -97,7 +98,7 @@ class _Run:
         config, bank = self.config, self.materials.bank
         config["prompt_size"], config["n_categories"] = self.encoder.dim, len(self.sequences.category_names)
         init_seed(config["seed"], config["reproducibility"])
-        self.model = MODELS[config["model"]](config, dataset).to(config["device"])
+        self.model = promptable(config["model"])(config, dataset).to(config["device"])
         if self.model.item_weights is not None:
             intents = (POSITIVE, NEGATIVE)
             self.model.attach_items(
@@ -130,8 +131,7 @@ class _Run:
             return self._take_over_stage1(Path(config["stage1_checkpoint"]), folder)
         settings = config[f"stage{number}"]
         prompts = None if number == 1 else TrainingPrompts(self.sequences, self.materials.bank, config, settings["prompts"])
-        batch_size = settings.get("train_batch_size", config["train_batch_size"])
-        loader = PackedLoader(self.sequences, config["MAX_ITEM_LIST_LENGTH"], batch_size, (config["seed"], number), prompts)
+        loader = self.model.loader(self.sequences, config, settings, (config["seed"], number), prompts)
         trainer = StageTrainer(config, self.model, number, settings, lambda: self._validate(settings["valid_tasks"]), folder, self._identity())
         self.history += trainer.run(loader, self.show)
         if number == 1:
@@ -147,7 +147,11 @@ class _Run:
         state = checkpoints.load(source, self.config["device"])
         checkpoints.check_identity(state, self._identity(), source)
         own = self.model.state_dict()
-        own.update({name: value for name, value in state["state_dict"].items() if name in own and self.model.is_backbone(name)})
+        taken = {name: value for name, value in state["state_dict"].items() if self.model.is_backbone(name)}
+        sizes = [{name: w.shape for name, w in weights.items() if self.model.is_backbone(name)} for weights in (own, taken)]
+        if sizes[0] != sizes[1]:
+            raise UserError(f"checkpoint {source} is of another backbone than {self.config['model']}'s, or of other sizes; name a run with the same")
+        own.update(taken)
         self.model.load_state_dict(own)
         checkpoints.save(folder / "stage1.best.pt", {**state, "state_dict": own})
         self.model.start_prompting()
@@ -185,7 +189,7 @@ class _Run:
     def _baselines(self, states):
         """Base, Filter, and the two text baselines, on stage 1."""
         bank, device = self.materials.bank, self.config["device"]
-        items = self.model.item_embedding.weight.detach()
+        items = self.model.item_matrix().detach()
         base = methods.Base(states, items)
         rows = self._measure("Base", base)
         rows += self._measure("Filter", methods.Filter(base, torch.from_numpy(self.sequences.categories).to(device)), tasks=("POS", "NEG"))

@@ -24,20 +24,6 @@ from recbole_dpr.train import checkpoints
 from recbole_dpr.train.trainer import StageTrainer
 
 ROOT = Path(__file__).parent.parent
-PHRASES = {
-    **{"narrative": "a rider crosses plain {}", "atmosphere": "dusty and slow like {}", "appeal": "worth it for scene {}"},
-    **{"eval_narrative": "horseman travels over steppe {}", "eval_atmosphere": "arid, unhurried as {}", "eval_appeal": "see moment {}"},
-}
-WISHES = {"wish_1": "I want ride {}", "wish_2": "Give me plain {}", "wish_3": "Show {}", "valid_wish": "Is there one with {}?", "eval_wish": "Tonight {}, please"}
-
-
-def write_texts(folder):
-    """tags.tsv and wishes.tsv for the tiny dataset."""
-    for name, columns in (("tags.tsv", PHRASES), ("wishes.tsv", WISHES)):
-        rows = ["\t".join(["item_id", "title", *columns])]
-        rows += ["\t".join([f"i{i}", f"Film number {i}", *(c.format(i) for c in columns.values())]) for i in range(80)]
-        (folder / name).write_text("\n".join(rows) + "\n")
-    return folder
 
 
 def settings(folder, **more):
@@ -48,7 +34,7 @@ def settings(folder, **more):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of all three stages, and its result."""
-    folder = write_texts(tmp_path_factory.mktemp("run"))
+    folder = tiny.write_texts(tmp_path_factory.mktemp("run"))
     tiny.write(folder)
     result = run_dpr("DPR_SASRec", "tiny", config_dict=settings(folder, output_dir=str(folder / "out")))
     return folder, result

@@ -14,6 +14,11 @@ _SMALL = {
     **{"hidden_size": 16, "inner_size": 32, "embedding_size": 16, "n_heads": 2, "n_layers": 1, "fusion_heads": 2},
     **{"fusion_inner_size": 32, "MAX_ITEM_LIST_LENGTH": 10, "windows": [2, 3], "valid_window": 2, "train_windows": [2, 3]},
 }
+PHRASES = {
+    **{"narrative": "a rider crosses plain {}", "atmosphere": "dusty and slow like {}", "appeal": "worth it for scene {}"},
+    **{"eval_narrative": "horseman travels over steppe {}", "eval_atmosphere": "arid, unhurried as {}", "eval_appeal": "see moment {}"},
+}
+WISHES = {"wish_1": "I want ride {}", "wish_2": "Give me plain {}", "wish_3": "Show {}", "valid_wish": "Is there one with {}?", "eval_wish": "Tonight {}, please"}
 
 
 def write(folder, name="tiny", seed=0, n_users=60, n_items=80):
@@ -37,6 +42,15 @@ def write(folder, name="tiny", seed=0, n_users=60, n_items=80):
             for step, item in enumerate(items):
                 f.write(f"u{user}\ti{item}\t{1_000_000_000 + 1000 * user + step}\n")
     return where
+
+
+def write_texts(folder):
+    """Write tags.tsv and wishes.tsv for the tiny dataset, the key item_texts; returns the folder."""
+    for name, columns in (("tags.tsv", PHRASES), ("wishes.tsv", WISHES)):
+        rows = ["\t".join(["item_id", "title", *columns])]
+        rows += ["\t".join([f"i{i}", f"Film number {i}", *(c.format(i) for c in columns.values())]) for i in range(80)]
+        (folder / name).write_text("\n".join(rows) + "\n")
+    return folder
 
 
 def settings(folder, model="DPR_SASRec", **more):

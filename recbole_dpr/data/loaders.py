@@ -1,4 +1,4 @@
-"""Batches: packed sequences for training, every position a target; and the prompts of a share of them.
+"""Batches for training: packed sequences, every position a target, or sampled histories; and the prompts of a share of them.
 
 Legend: B rows, T steps, N prompted positions, K targets.
 """
@@ -66,6 +66,27 @@ class PackedBatch(_Tensors):
     prompted: list
 
 
+@dataclass
+class PrefixBatch(PackedBatch):
+    """Histories, each with the one target behind it: `item_seq` is [B, T], `rows` are 0 … B - 1.
+
+    Attributes:
+        lengths: int64 [B], items of each history.
+    """
+
+    lengths: torch.Tensor
+
+
+def _stretches(sequences, max_length):
+    """The training part cut into stretches of at most `max_length` inputs of one user: starts and lengths, int64 [R] each."""
+    start, end = sequences.bounds(TRAIN)
+    n_inputs = np.maximum(end - start - 1, 0)  # the last item of the part is a target only
+    pieces = -(-n_inputs // max_length)
+    user = np.repeat(np.arange(sequences.n_users), pieces)
+    nth = np.arange(len(user)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    return start[user] + nth * max_length, np.minimum(n_inputs[user] - nth * max_length, max_length)
+
+
 class PackedLoader:
     """Training batches of whole sequences; RecBole's Trainer iterates it as it does its own loaders.
 
@@ -84,13 +105,7 @@ class PackedLoader:
     def __init__(self, sequences, max_length, batch_size, seed, prompts=None):
         self.sequences, self.batch_size = sequences, batch_size
         self._seed, self._prompts, self.epoch = np.atleast_1d(seed).tolist(), prompts, 0
-        start, end = sequences.bounds(TRAIN)
-        n_inputs = np.maximum(end - start - 1, 0)  # the last item of the part is a target only
-        pieces = -(-n_inputs // max_length)
-        user = np.repeat(np.arange(sequences.n_users), pieces)
-        nth = np.arange(len(user)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        self.starts = start[user] + nth * max_length
-        self.lengths = np.minimum(n_inputs[user] - nth * max_length, max_length)
+        self.starts, self.lengths = _stretches(sequences, max_length)
         self._n_batches = len(self._cut(np.argsort(self.lengths)))
 
     def __len__(self):
@@ -125,6 +140,51 @@ class PackedLoader:
         prompted = self._prompts.draw(flat, next_position, rng) if self._prompts else []
         as_tensor = torch.from_numpy
         return PackedBatch(as_tensor(item_seq), as_tensor(flat), as_tensor(self.sequences.items[next_position]), prompted)
+
+
+class PrefixLoader:
+    """Training batches of sampled histories, for backbones whose states within a sequence cannot be used.
+
+    In an epoch every stretch of at most `max_length` targets of a user gives `per_stretch` of them (all, where it has
+    no more), each with the items before it. Histories of like length share a batch. What an epoch draws depends on
+    (seed, epoch) alone.
+
+    Args:
+        sequences: Sequences.
+        max_length: MAX_ITEM_LIST_LENGTH.
+        per_stretch: prefixes_per_sequence.
+        batch_size: prefix_batch_size, histories of a batch.
+        seed, prompts: as for `PackedLoader`.
+    """
+
+    def __init__(self, sequences, max_length, per_stretch, batch_size, seed, prompts=None):
+        self.sequences, self.max_length, self.per_stretch, self.batch_size = sequences, max_length, per_stretch, batch_size
+        self._seed, self._prompts, self.epoch = np.atleast_1d(seed).tolist(), prompts, 0
+        starts, lengths = _stretches(sequences, max_length)
+        self._stretch = np.repeat(np.arange(len(lengths)), lengths)
+        self._first = np.repeat(np.cumsum(lengths) - lengths, lengths)  # where each stretch begins in the arrays [I] here
+        self._targets = np.repeat(starts + 1, lengths) + np.arange(len(self._stretch)) - self._first  # positions
+        self._n_batches = -(-int(np.minimum(lengths, per_stretch).sum()) // batch_size)
+
+    def __len__(self):
+        return self._n_batches
+
+    def __iter__(self):
+        rng = np.random.default_rng([*self._seed, self.epoch])
+        shuffled = np.lexsort((rng.random(len(self._stretch)), self._stretch))  # each stretch in an order of its own
+        position = self._targets[shuffled[np.arange(len(shuffled)) - self._first < self.per_stretch]]
+        history = np.minimum(position - self.sequences.offsets[self.sequences.user_of[position]], self.max_length)
+        # like lengths side by side, with a little noise so that each epoch has other neighbours
+        position = position[np.argsort(history * rng.uniform(0.95, 1.05, len(position)))]
+        for index in rng.permutation(self._n_batches):
+            yield self._batch(position[index * self.batch_size : (index + 1) * self.batch_size], rng)
+
+    def _batch(self, position, rng):
+        rows = np.arange(len(position))
+        item_seq, lengths = self.sequences.histories(position, self.max_length)
+        prompted = self._prompts.draw(rows, position, rng) if self._prompts else []
+        item_seq, rows, targets, lengths = map(torch.from_numpy, (item_seq, rows, self.sequences.items[position], lengths))
+        return PrefixBatch(item_seq, rows, targets, prompted, lengths)
 
 
 class TrainingPrompts:

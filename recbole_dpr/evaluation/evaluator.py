@@ -80,7 +80,7 @@ class Evaluator:
 
     @torch.no_grad()
     def states(self, model, positions, show_progress=False):
-        """The backbone's state before each position, float [Q, d] on the model's device."""
+        """The backbone's state before each position, float [Q, k] on the model's device."""
         model.eval()
         device = next(model.parameters()).device
         lengths = self.sequences.histories(positions, self.max_length)[1]
@@ -90,7 +90,7 @@ class Evaluator:
         for start in tqdm(range(0, len(order), batch), desc="encode histories", disable=not show_progress, leave=False):
             rows = order[start : start + batch]
             item_seq, lengths = map(torch.from_numpy, self.sequences.histories(positions[rows], self.max_length))
-            state = model.forward(item_seq.to(device), lengths.to(device))
+            state = model.encode(item_seq.to(device), lengths.to(device))
             result = state.new_empty(len(order), state.shape[1]) if result is None else result
             result[torch.from_numpy(rows).to(device)] = state
         return result

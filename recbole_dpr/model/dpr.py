@@ -1,12 +1,14 @@
 """DPR: a sequential recommender of RecBole that a prompt can steer, and that answers as before without one.
 
 Legend: B rows, T steps, N prompted positions, P rows of the prompt table, d hidden, D size of the sentence
-encoder, C categories, V items, S = D + 1 + C size of the item side (0 in the paper's form), R size of the retrieval
-vectors: d + S, or d + d + S with a backbone of their own for prompted requests.
+encoder, C categories, V items, k size of a backbone's states (d, and constants behind), S = D + 1 + C size of the item
+side (0 in the paper's form), R size of the retrieval vectors: k + S, or k + k + S with a backbone of their own for
+prompted requests.
 Source: arXiv:2602.18929.
 """
 
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import recbole
@@ -14,7 +16,8 @@ import torch
 from torch import nn
 
 from recbole_dpr.data.loaders import PackedBatch
-from recbole_dpr.model.backbones import CausalSASRec
+from recbole_dpr.errors import unknown
+from recbole_dpr.model.backbones import CausalGRU4Rec, CausalSASRec, MaskedBERT4Rec, sequential_models, wrapped
 from recbole_dpr.model.fusion import N_INTENTS, FusionBlock, ItemSideWeights, Projector, TwoExpertTower
 from recbole_dpr.model.losses import TextScores, softmax_cross_entropy
 from recbole_dpr.precision import compute_dtype
@@ -24,11 +27,11 @@ PROMPT, INTENT = "prompt_id", "prompt_intent"  # fields of a RecBole Interaction
 
 
 class Promptable:
-    """Mixin that adds the prompt path to a causal RecBole backbone.
+    """Mixin that adds the prompt path to a backbone (`model.backbones`).
 
     `calculate_loss`, `predict` and `full_sort_predict` keep RecBole's contract: an Interaction without prompt
     fields is answered by the plain backbone; with `prompt_id` (row of the prompt table) and `prompt_intent`
-    (0 positive, 1 negative) by the fused state. A `PackedBatch` trains all positions.
+    (0 positive, 1 negative) by the fused state. A `PackedBatch` trains the positions that it names.
 
     Besides the backbone's keys, config holds `prompt_size` (D) and `n_categories` (C), set from the encoder and
     the dataset, and the keys of properties/training.yaml.
@@ -39,7 +42,9 @@ class Promptable:
         size, heads = self.item_embedding.embedding_dim, config["fusion_heads"]
         prompt_size, inner, dropout = config["prompt_size"], config["fusion_inner_size"], config["fusion_dropout"]
         self.softmax_dtype = compute_dtype(config["softmax_precision"], config["device"])
-        self.temperature, self.loss_weights = config["temperature"], config["loss_weights"]
+        # the scores of a backbone with a temperature of its own (CORE) have it in them
+        self.prompt_temperature = 1.0 if hasattr(self, "temperature") else config["temperature"]
+        self.loss_weights = config["loss_weights"]
         self.token_keys = config["prompt_keys"] == "token"
         self.projector = Projector(prompt_size, inner, size, dropout)
         self.tower = TwoExpertTower(lambda: FusionBlock(size, heads, inner, dropout), config["two_towers"])
@@ -59,7 +64,7 @@ class Promptable:
         self.register_buffer("category_reader", torch.zeros(N_INTENTS, prompt_size + 1, config["n_categories"] + 1 if text_size else 0))
         self.register_buffer("prompt_vectors", torch.zeros(0, prompt_size), persistent=False)
         # the average user, who stands in for one without a history: unprompted, prompted
-        self.register_buffer("mean_states", torch.zeros(2, size))
+        self.register_buffer("mean_states", torch.zeros(2, self.state_size))
         self.item_text = self.prompt_tokens = None
         self.prompt_noise = 0.0
         self.train_backbone = True
@@ -124,15 +129,17 @@ class Promptable:
         """What is learned of a prompted retrieval vector.
 
         Args:
-            state: [N, d]; intent: int or int64 [N].
+            state: [N, k]; intent: int or int64 [N].
             asked, named: [N, D] and [N, C + 1], from the methods of these names.
             tokens: (float [N, L, D], bool [N, L] padding) with token keys, else None.
 
         Returns:
-            fused state [N, d]; weights of the item side [N, 1 + C]: its text, its categories (None in the paper's form).
+            fused state [N, k]; weights of the item side [N, 1 + C]: its text, its categories (None in the paper's form).
         """
         keys, padding = (asked[:, None], None) if tokens is None else tokens
-        fused = self.tower(intent, state, self.projector(keys), padding)
+        size = self.item_embedding.embedding_dim
+        fused = self.tower(intent, state[:, :size], self.projector(keys), padding)
+        fused = torch.cat([fused, state[:, size:]], dim=1)
         if self.item_weights is None:
             return fused, None
         return fused, self.item_weights(intent, asked, named)
@@ -155,8 +162,8 @@ class Promptable:
 
     def item_vectors(self):
         """[V, R]: the item half of the dot product."""
-        own = [] if self.prompted_backbone is None else [self.prompted_backbone.item_embedding.weight]
-        return torch.cat([self.item_embedding.weight, *own, self.item_side], dim=1)
+        own = [] if self.prompted_backbone is None else [self.prompted_backbone.item_matrix()]
+        return torch.cat([self.item_matrix(), *own, self.item_side], dim=1)
 
     def unprompted_vectors(self, state):
         """[B, R]: the user half without a prompt; score = the backbone's own."""
@@ -166,7 +173,7 @@ class Promptable:
         """[N, R]: the user half of a prompt that moves nothing.
 
         Args:
-            unprompted: [N, d] states of the unprompted backbone; state: [N, d] of the answering one (the same without
+            unprompted: [N, k] states of the unprompted backbone; state: [N, k] of the answering one (the same without
                 `decouple_backbone`).
         """
         return nn.functional.pad(self._with_unprompted(unprompted, state), (0, self.item_side.shape[1]))
@@ -187,7 +194,7 @@ class Promptable:
     def item_vector_size(self):
         """R."""
         copies = 1 if self.prompted_backbone is None else 2
-        return copies * self.item_embedding.embedding_dim + self.item_side.shape[1]
+        return copies * self.state_size + self.item_side.shape[1]
 
     def tokens_of(self, prompt):
         """The token keys of rows of the prompt table; None with sentence keys."""
@@ -208,18 +215,16 @@ class Promptable:
         """Weighted losses (SEQ, POS, NEG) of a PackedBatch; the backbone's own loss of an Interaction."""
         if not isinstance(interaction, PackedBatch):
             return super().calculate_loss(interaction)
-        backbone = self.answering if interaction.prompted else self
+        if not interaction.prompted:
+            return (self.pretraining_loss(interaction, self.softmax_dtype),)
         with self._backbone_as_it_trains():
-            states = backbone.states(interaction.item_seq)
-            states = states.reshape(-1, states.shape[-1])  # [B * T, d]
-        items = backbone.item_embedding.weight
+            states, items = self.answering.batch_states(interaction), self.answering.item_matrix()
         if not self.train_backbone:
             items = items.detach()
         weights, losses = self.loss_weights, []
-        seq_weight = weights["seq"] * self.train_backbone if interaction.prompted else 1.0  # stage 1 has no other loss
-        if seq_weight:
+        if weights["seq"] and self.train_backbone:
             loss = softmax_cross_entropy(states[interaction.rows], items, interaction.targets, dtype=self.softmax_dtype)
-            losses.append(seq_weight * loss)
+            losses.append(weights["seq"] * loss)
         for part, name in zip(interaction.prompted, ("pos", "neg")):
             if weights[name] and len(part.rows):
                 losses.append(weights[name] * self._prompted_loss(states[part.rows], items, part))
@@ -254,7 +259,7 @@ class Promptable:
             text = self._text_scores(weights[:, 0], distinct, row, part)
             fused = torch.cat([fused, weights[:, 1:]], dim=1)
             items = torch.cat([items, self.item_side[:, self.text_size + 1 :]], dim=1)
-        return softmax_cross_entropy(fused, items, part.targets, self.temperature, text, self.softmax_dtype)
+        return softmax_cross_entropy(fused, items, part.targets, self.prompt_temperature, text, self.softmax_dtype)
 
     def _text_scores(self, weight, asked, row, part):
         """The text side of a batch, where the item that a prompt quotes is met without that very phrase.
@@ -277,8 +282,8 @@ class Promptable:
         """Retrieval vectors of an Interaction, [B, R]."""
         history = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         if PROMPT not in interaction:
-            return self.unprompted_vectors(self.forward(*history))
-        states, prompt = [backbone.forward(*history) for backbone in (self, self.answering)], interaction[PROMPT]
+            return self.unprompted_vectors(self.encode(*history))
+        states, prompt = [backbone.encode(*history) for backbone in (self, self.answering)], interaction[PROMPT]
         return self.prompted_vectors(*states, self.prompt_vectors[prompt], interaction[INTENT], self.tokens_of(prompt))
 
     def predict(self, interaction):
@@ -303,4 +308,36 @@ class DPR_SASRec(Promptable, CausalSASRec):
     backbone_class = CausalSASRec
 
 
-MODELS = {"DPR_SASRec": DPR_SASRec}
+class DPR_GRU4Rec(Promptable, CausalGRU4Rec):
+    """DPR over GRU4Rec (Tan et al., arXiv:1606.08117), RecBole's implementation."""
+
+    backbone_class = CausalGRU4Rec
+
+
+class DPR_BERT4Rec(Promptable, MaskedBERT4Rec):
+    """DPR over BERT4Rec (Sun et al., arXiv:1904.06690), RecBole's implementation."""
+
+    backbone_class = MaskedBERT4Rec
+
+
+MODELS = {"DPR_SASRec": DPR_SASRec, "DPR_GRU4Rec": DPR_GRU4Rec, "DPR_BERT4Rec": DPR_BERT4Rec}
+
+
+def is_promptable(name):
+    """Whether a model's name is that of a DPR model: one of `MODELS`, or DPR_<any sequential recommender of RecBole>."""
+    return name.startswith("DPR_")
+
+
+@cache
+def promptable(name):
+    """The class of a DPR model.
+
+    Raises:
+        UserError: no such model, or a backbone that cannot be wrapped.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    if name.removeprefix("DPR_") not in sequential_models():
+        raise unknown("model", name, [f"DPR_{backbone}" for backbone in sequential_models()])
+    backbone = wrapped(name.removeprefix("DPR_"))
+    return type(name, (Promptable, backbone), {"backbone_class": backbone, "__module__": __name__})

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from recbole_dpr.errors import UserError
-from recbole_dpr.model import MODELS
+from recbole_dpr.model import promptable
+from recbole_dpr.model.backbones import ItemVocabulary
 from recbole_dpr.prompts.encoder import PromptEncoder
 from recbole_dpr.prompts.intent import parse_prompt
 from recbole_dpr.train.checkpoints import replacing
@@ -126,12 +127,12 @@ class Recommender:
         item_seq, lengths = item_seq.to(device), lengths.to(device)
         empty = torch.tensor([not h for h in recent], device=device)[:, None]
         mean, backbones = self.model.mean_states, (self.model, self.model.answering)
-        state = torch.where(empty, mean[0], backbones[0].forward(item_seq, lengths))
+        state = torch.where(empty, mean[0], backbones[0].encode(item_seq, lengths))
         vectors = self.model.unprompted_vectors(state)
         owner = [row for row, parts in enumerate(clauses) for _ in parts]
         if not owner:
             return vectors
-        answering = torch.where(empty, mean[1], backbones[1].forward(item_seq, lengths))
+        answering = torch.where(empty, mean[1], backbones[1].encode(item_seq, lengths))
         flat = [clause for parts in clauses for clause in parts]
         owner, intent = torch.tensor(owner, device=device), torch.tensor([c.expert for c in flat], device=device)
         texts = [c.text for c in flat]
@@ -150,16 +151,6 @@ class Recommender:
         tokens = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
         padding = torch.arange(tokens.shape[1]) >= torch.tensor([len(p) for p in parts])[:, None]
         return tokens.to(device), padding.to(device)
-
-
-class _Vocabulary:
-    """What a RecBole model asks of a dataset."""
-
-    def __init__(self, n_items):
-        self._n_items = n_items
-
-    def num(self, field):
-        return self._n_items
 
 
 class _Settings(dict):
@@ -205,7 +196,7 @@ def load(folder, device="cpu", prompt_encoder=None):
         description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         config = _Settings(description["config"])
         config["device"] = torch.device(device)
-        model = MODELS[description["model"]](config, _Vocabulary(len(description["items"]) + 1))
+        model = promptable(description["model"])(config, ItemVocabulary(len(description["items"]) + 1, config))
         model.load_state_dict(load_file(folder / "model.safetensors", device=str(device)))
     except FileNotFoundError as error:
         raise UserError(f"no model in {folder}: {Path(error.filename or 'model.safetensors').name} is missing; name the folder of a finished run") from None
