@@ -1,0 +1,182 @@
+"""The prompt corpora: complete, well formed, and what trains kept apart from what evaluates."""
+
+import csv
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scipy.sparse import csr_matrix
+
+ROOT = Path(__file__).parent.parent
+CORPORA = ROOT / "dataset" / "prompts"
+COLUMNS = {
+    "intents_train": ["text", "clauses", "style", "domain"],
+    "intents_heldout": ["text", "clauses", "style", "domain"],
+    "category_wishes": ["text", "intent", "categories"],
+}
+MIN_ROWS = {"intents_train": 2000, "intents_heldout": 400, "category_wishes": 300}
+MIN_HELD_OUT_COMPOUNDS = 150
+INTENTS = {"positive", "negative"}
+DOMAINS = {"films", "news", "products", "music", "books", "restaurants", "games", "travel"}
+CATEGORIES = set(
+    "Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical Mystery Romance Sci-Fi Thriller War Western".split()
+)
+MAX_JACCARD_HELD_OUT = 0.4
+MAX_JACCARD_WISHES = 0.5
+MAX_JACCARD_TEMPLATES = 0.5
+
+CLAUSED = ("intents_train", "intents_heldout")
+each_file = pytest.mark.parametrize("name", COLUMNS)
+each_claused = pytest.mark.parametrize("name", CLAUSED)
+
+
+def read(name):
+    with open(CORPORA / f"{name}.tsv", encoding="utf-8", newline="") as f:
+        return list(csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+ROWS = {name: read(name) for name in COLUMNS}
+TEXTS = {name: [row["text"] for row in rows] for name, rows in ROWS.items()}
+
+
+def clauses(row):
+    """[(clause, intent), …] of a row."""
+    return [tuple(part.split("||")) for part in row["clauses"].split(" ## ")]
+
+
+def words(text):
+    return set(re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.lower()))
+
+
+def normalise(text):
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def most_shared(texts, others):
+    """For each text: the largest Jaccard overlap and the largest share of its words with one of the others."""
+    vocabulary = {}
+    sets = [[{vocabulary.setdefault(w, len(vocabulary)) for w in words(t)} for t in part] for part in (texts, others)]
+    a, b = (
+        csr_matrix((np.ones(sum(map(len, part)), np.float32), ([i for i, s in enumerate(part) for _ in s], [w for s in part for w in s])), (len(part), len(vocabulary)))
+        for part in sets
+    )
+    shared = (a @ b.T).tocoo()
+    size_a, size_b = np.asarray(a.sum(1)).ravel(), np.asarray(b.sum(1)).ravel()
+    jaccard, share = np.zeros(len(texts)), np.zeros(len(texts))
+    np.maximum.at(jaccard, shared.row, shared.data / (size_a[shared.row] + size_b[shared.col] - shared.data))
+    np.maximum.at(share, shared.row, shared.data / size_a[shared.row])
+    return jaccard, share
+
+
+def too_close(texts, others, bound):
+    jaccard, _ = most_shared(texts, others)
+    return [(round(float(j), 2), t) for j, t in zip(jaccard, texts) if j > bound]
+
+
+def templates(parts):
+    """Sentences of the template pools and the frames, placeholders left out."""
+    found = []
+    for path in sorted((ROOT / "properties" / "prompts").glob("*.yaml")):
+        pools = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for intent in INTENTS:
+            pool = pools[intent]
+            if isinstance(pool, dict):  # templates: pairs of a category form and a tag form
+                found += [text for part in parts for forms in pool[part] for text in forms.values()]
+            elif "train" in parts:  # frames: they only train
+                found += pool
+    return [re.sub(r"\{\w+\}", " ", text) for text in found]
+
+
+@each_file
+def test_counts_and_columns(name):
+    header = (CORPORA / f"{name}.tsv").read_text(encoding="utf-8").split("\n", 1)[0]
+    assert header.split("\t") == COLUMNS[name]
+    assert len(ROWS[name]) >= MIN_ROWS[name]
+    for row in ROWS[name]:
+        assert None not in row and all(row.values()), row
+        for cell in row.values():
+            assert cell == " ".join(cell.split()), row
+
+
+def test_no_text_twice():
+    """Over all three files, case and punctuation aside."""
+    counts = Counter(normalise(t) for texts in TEXTS.values() for t in texts)
+    assert [t for t, n in counts.items() if n > 1] == []
+
+
+@each_claused
+def test_clauses_are_found_in_order(name):
+    for row in ROWS[name]:
+        at = 0
+        for clause, intent in clauses(row):
+            assert intent in INTENTS and re.search(r"\w", clause), row
+            assert clause == clause.strip(" ,;.!?"), row
+            at = row["text"].find(clause, at)
+            assert at >= 0, row
+            at += len(clause)
+            # whole words: "war" is not a clause of "warm"
+            assert not re.match(r"\w", row["text"][at:]) and not re.search(r"\w$", row["text"][: at - len(clause)]), row
+
+
+@each_claused
+def test_intents_and_domains_are_spread(name):
+    rows = ROWS[name]
+    intents = Counter(intent for row in rows for _, intent in clauses(row))
+    assert min(intents.values()) >= 0.4 * intents.total()
+    domains = Counter(row["domain"] for row in rows)
+    assert set(domains) == DOMAINS
+    assert min(domains.values()) >= 0.05 * len(rows)
+    assert max(domains.values()) <= 0.4 * len(rows)
+    styles = Counter(row["style"] for row in rows)
+    assert min(styles.values()) >= 25
+    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)?", style) for style in styles)
+
+
+def test_styles_of_training_and_heldout_are_disjoint():
+    train, held_out = ({row["style"] for row in ROWS[name]} for name in CLAUSED)
+    assert not train & held_out
+
+
+def test_held_out_compounds():
+    assert sum(len(clauses(row)) > 1 for row in ROWS["intents_heldout"]) >= MIN_HELD_OUT_COMPOUNDS
+
+
+def test_heldout_shares_at_most_half_its_words_with_a_training_text():
+    jaccard, share = most_shared(TEXTS["intents_heldout"], TEXTS["intents_train"])
+    assert jaccard.max() <= MAX_JACCARD_HELD_OUT
+    assert share.max() <= 0.5
+
+
+def test_category_wishes():
+    rows = ROWS["category_wishes"]
+    intents = Counter(row["intent"] for row in rows)
+    assert set(intents) == INTENTS
+    assert 0.5 <= intents["positive"] / len(rows) <= 0.7
+    for intent, at_least in (("positive", 10), ("negative", 5)):
+        named = Counter(c for row in rows if row["intent"] == intent for c in row["categories"].split("|"))
+        assert set(named) == CATEGORIES
+        assert min(named.values()) >= at_least
+    for row in rows:
+        categories = row["categories"].split("|")
+        assert len(categories) == len(set(categories)), row
+
+
+def test_category_wishes_are_apart_from_training_texts():
+    film_texts = []
+    for name in ("tags", "wishes"):
+        with open(ROOT / "dataset" / "movielens" / f"{name}.tsv", encoding="utf-8", newline="") as f:
+            for row in csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE):
+                film_texts += [text for column, text in row.items() if column not in ("ml1m_id", "ml100k_id", "title") and text]
+    wishes = TEXTS["category_wishes"]
+    assert too_close(wishes, TEXTS["intents_train"] + templates(["train", "eval"]), MAX_JACCARD_WISHES) == []
+    assert too_close(wishes, film_texts, MAX_JACCARD_WISHES) == []
+    assert too_close(wishes, TEXTS["intents_heldout"], MAX_JACCARD_WISHES) == []
+
+
+def test_training_repeats_no_evaluation_template():
+    held_out = templates(["eval"])
+    assert len(held_out) == 160
+    assert too_close(TEXTS["intents_train"], held_out, MAX_JACCARD_TEMPLATES) == []
