@@ -17,7 +17,7 @@ class ItemText:
     """What is known of every item: its training phrases, and what it is about (title and categories).
 
     Args:
-        bank: an embedded PromptBank.
+        bank: an embedded PromptBank; device: where the result lies.
 
     Attributes:
         vectors: float32 [V, D]; offsets: float32 [V]; both 0 for an item without text.
