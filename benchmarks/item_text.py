@@ -41,16 +41,17 @@ def main(folder, settings):
     base = methods.Base(methods.StateTable(evaluator, model, list(sets.values())), model.item_matrix().detach())
     silent = np.full_like(bank.about, NO_PROMPT)
     forms = {
-        "cosine": (MeanText, bank.about, lambda prompts, intent: prompts, _COSINE),
-        "likelihood of the phrases": (LikelihoodText, silent, model.asked, _LIKELIHOOD),
-        "and of title and categories": (LikelihoodText, bank.about, model.asked, _LIKELIHOOD),
+        "cosine": (MeanText, bank.about, bank.vectors, _COSINE),
+        "of the description in the prompt": (MeanText, bank.about, bank.asked, _COSINE),
+        "its likelihood given the phrases": (LikelihoodText, silent, bank.asked, _LIKELIHOOD),
+        "and given title and categories": (LikelihoodText, bank.about, bank.asked, _LIKELIHOOD),
     }
     rows = []
-    for name, (kind, about, read, grid) in forms.items():
+    for name, (kind, about, prompts, grid) in forms.items():
 
         def tuned(phrase, prompted):
             text = kind(SimpleNamespace(phrase=phrase, about=about, vectors=bank.vectors))
-            return methods.tuned_weight(evaluator, base, methods.TextFit(text, bank.vectors, read), prompted, grid)[1]
+            return methods.tuned_weight(evaluator, base, methods.TextFit(text, prompts), prompted, grid)[1]
 
         parts = [(tuned(np.delete(bank.phrase, column, 1), part), len(part)) for column, part in _by_column(bank, sets["POS/tag"])]
         tags = sum(value * size for value, size in parts) / sum(size for _, size in parts)

@@ -23,7 +23,7 @@ _CHOICES = {
     "encoder_precision": ("auto", "float32", "bfloat16"),
     "softmax_precision": ("auto", "float32", "bfloat16"),
 }
-_BOOLEANS = ("short_windows", "mask_history", "drop_unseen_items", "two_towers", "item_text", "decouple_backbone", "show_progress")
+_BOOLEANS = ("short_windows", "mask_history", "drop_unseen_items", "two_towers", "item_text", "read_prompts", "decouple_backbone", "show_progress")
 _POSITIVE_INTEGERS = (
     *("compliance_n", "fusion_heads", "fusion_inner_size", "train_batch_size", "eval_batch_size", "valid_window"),
     *("MAX_ITEM_LIST_LENGTH", "hidden_size", "embedding_size", "eval_step", "prefixes_per_sequence", "prefix_batch_size"),

@@ -2,7 +2,7 @@
 
 import logging
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.error import URLError
 
 import numpy as np
@@ -11,12 +11,13 @@ from recbole_dpr.data.dataset import TEST, VALID, FlatDataset, Sequences, build_
 from recbole_dpr.errors import UserError
 from recbole_dpr.evaluation.evaluator import with_prompts
 from recbole_dpr.evaluation.queries import PROMPT_KINDS, build_queries
+from recbole_dpr.prompts import description
 from recbole_dpr.prompts.bank import PromptBank
 from recbole_dpr.prompts.encoder import PromptEncoder
 from recbole_dpr.prompts.tags import load_item_texts
 from recbole_dpr.prompts.templates import Templates
 
-_TEMPLATE_STREAM = 7  # the bank's random stream, apart from those of the evaluation set
+_TEMPLATE_STREAM, _TAGGER_STREAM = 7, 8  # random streams of the bank and the tagger, apart from those of the evaluation set
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +30,14 @@ class Materials:
         sequences: Sequences.
         bank: PromptBank, embedded by `prepare_prompts` (and left as texts by `prepare_queries`).
         valid, test: lists of PromptedQueries.
+        tagger: DescriptionTagger, or None where prompts are taken as they are.
     """
 
     sequences: Sequences
     bank: PromptBank
     valid: list
     test: list
+    tagger: description.DescriptionTagger | None = None
 
 
 def read_sequences(config, dataset_class=FlatDataset):
@@ -63,7 +66,7 @@ def prepare_queries(config, sequences, years):
     """The evaluation sets with their prompts as text: all that a method needs which ignores the prompts."""
     texts = load_item_texts(config["item_texts"], sequences.item_tokens, sequences.titles, years, config["ITEM_TEXT_ID"])
     rng = np.random.default_rng([config["seed"], _TEMPLATE_STREAM])
-    bank = PromptBank(Templates(config["prompt_templates"]), texts, sequences.category_names, item_descriptions(sequences), rng)
+    bank = PromptBank(Templates(config["prompt_templates"]), texts, sequences.category_names, item_descriptions(sequences), rng, not config["read_prompts"])
     test = with_prompts(build_queries(sequences, config, TEST), bank, TEST, PROMPT_KINDS, config["eval_tag_form"])
     valid_sets = build_queries(sequences, config, VALID, [config["valid_window"]])
     valid = with_prompts(valid_sets, bank, VALID, PROMPT_KINDS, config["eval_tag_form"])
@@ -74,8 +77,13 @@ def prepare_prompts(config, sequences, years, show_progress):
     """The prompt bank, embedded, and the evaluation sets with their prompts; and the encoder."""
     materials = prepare_queries(config, sequences, years)
     encoder = PromptEncoder(config["prompt_encoder"], config["encoder_precision"], config["prompt_cache_dir"], config["device"])
-    materials.bank.embed(encoder, show_progress)
-    return materials, encoder
+    if not config["read_prompts"]:
+        materials.bank.embed(encoder, show_progress)
+        return materials, encoder
+    rng = np.random.default_rng([config["seed"], _TAGGER_STREAM])
+    tagger = description.fitted(encoder, description.examples(materials.bank, rng), config["seed"], show_progress)
+    materials.bank.embed(encoder, show_progress, lambda texts: description.read(tagger, encoder, texts, show_progress))
+    return replace(materials, tagger=tagger), encoder
 
 
 def item_descriptions(sequences):

@@ -100,18 +100,16 @@ class _Run:
         init_seed(config["seed"], config["reproducibility"])
         self.model = promptable(config["model"])(config, dataset).to(config["device"])
         if self.model.item_weights is not None:
-            intents = (POSITIVE, NEGATIVE)
             self.model.attach_items(
                 LikelihoodText(bank, config["device"]),
                 torch.from_numpy(self.sequences.categories),
-                [bank.unwrapping(intent) for intent in intents],
-                [bank.category_reader(intent) for intent in intents],
+                [bank.category_reader(intent) for intent in (POSITIVE, NEGATIVE)],
             )
         tokens = None
         if config["prompt_keys"] == "token":
-            flat, offsets = self.encoder.encode_tokens(bank.all_texts, self.show)
+            flat, offsets = self.encoder.encode_tokens(bank.descriptions, self.show)
             tokens = torch.from_numpy(flat), torch.from_numpy(offsets)
-        self.model.attach_prompts(bank.vectors, tokens)
+        self.model.attach_prompts(bank.asked, tokens, self.materials.tagger)
         self.evaluator = Evaluator(self.sequences, config)
 
     def _stages(self):
@@ -199,7 +197,7 @@ class _Run:
         rows += self._measure("Text", cosine, tasks=("POS", "NEG"))
         rows += self._with_text("Base+text", base, cosine, _COSINE_WEIGHTS)
         if self.model.item_text is not None:
-            likelihood = methods.TextFit(self.model.item_text, bank.vectors, self.model.asked)
+            likelihood = methods.TextFit(self.model.item_text, bank.asked)
             rows += self._with_text("Base+likelihood", base, likelihood, _LIKELIHOOD_WEIGHTS)
         return rows
 

@@ -1,4 +1,4 @@
-"""The training frames: complete, well formed, intent plain, worded apart from the eval pools."""
+"""The training frames, and those of the tagger: complete, well formed, intent plain, worded apart from the eval pools."""
 
 import re
 from itertools import combinations, product
@@ -16,43 +16,47 @@ from test_template_pools import (
     templates,
 )
 
-FRAMES = load("frames")
+FRAMES, TAGGER_FRAMES = load("frames"), load("tagger_frames")
 COUNTS = {"positive": 120, "negative": 80}
+TAGGER_COUNTS = {"positive": 308, "negative": 204}
 MAX_JACCARD_EVAL = 0.5
 MAX_JACCARD_WITHIN = 0.6
 MIN_WORDS, MAX_WORDS = 2, 22  # around the tag
+EITHER = {intent: FRAMES[intent] + TAGGER_FRAMES[intent] for intent in INTENTS}
 
 each_intent = pytest.mark.parametrize("intent", INTENTS)
 
 
 def test_counts():
     assert {intent: len(frames) for intent, frames in FRAMES.items()} == COUNTS
+    assert {intent: len(frames) for intent, frames in TAGGER_FRAMES.items()} == TAGGER_COUNTS
 
 
 @each_intent
 def test_well_formed(intent):
-    for frame in FRAMES[intent]:
+    for frame in EITHER[intent]:
         assert isinstance(frame, str) and frame == " ".join(frame.split())
         assert placeholders(frame) == ["{tag}"], frame
         assert not set("{}") & set(frame.format(tag="lost dog")), frame
+    for frame in FRAMES[intent]:
         assert MIN_WORDS <= len(normalise(frame).split()) <= MAX_WORDS, frame
 
 
 def test_no_frame_twice():
-    keys = [normalise(frame) for intent in INTENTS for frame in FRAMES[intent]]
+    keys = [normalise(frame) for intent in INTENTS for frame in EITHER[intent]]
     assert len(keys) == len(set(keys))
 
 
 @each_intent
 def test_frames_vary(intent):
-    for a, b in combinations(FRAMES[intent], 2):
+    for a, b in combinations(EITHER[intent], 2):
         assert jaccard(a, b) <= MAX_JACCARD_WITHIN, (a, b)
 
 
 @pytest.mark.parametrize(("name", "intent"), list(product(FILES, INTENTS)))
 def test_apart_from_the_eval_templates(name, intent):
     held_out = {normalise(t) for i in INTENTS for t in templates(name, i, "eval")}
-    for frame in FRAMES[intent]:
+    for frame in EITHER[intent]:
         assert normalise(frame) not in held_out, frame
         for template in templates(name, intent, "eval"):
             assert jaccard(frame, template) <= MAX_JACCARD_EVAL, (frame, template)
@@ -73,5 +77,5 @@ def test_negative_frames_hold_a_negation_cue():
 def test_no_frame_names_a_genre(intent):
     """A frame carries categories too: one that names another would ask for both."""
     genres = re.compile(r"\b(action|adventure|animation|children|comedy|crime|documentary|drama|fantasy|horror|musical|mystery|romance|sci-fi|thriller|war|western)\b", re.I)
-    for frame in FRAMES[intent]:
+    for frame in EITHER[intent]:
         assert not genres.search(frame), frame

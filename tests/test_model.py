@@ -49,7 +49,7 @@ def build(data, **keys):
     bank = SimpleNamespace(phrase=phrases, about=phrases[:, 0], vectors=torch.randn(phrases.size, D))
     if model.item_weights is not None:
         readers = [(torch.randn(D, 5), torch.randn(5)) for _ in range(2)]
-        model.attach_items(LikelihoodText(bank), torch.from_numpy(sequences.categories), (0.1 * torch.randn(2, D, D)).unbind(), readers)
+        model.attach_items(LikelihoodText(bank), torch.from_numpy(sequences.categories), readers)
     model.attach_prompts(vectors)
     return model
 
@@ -174,10 +174,9 @@ def test_with_prompts_one_dot_product_for_each_item(data, decoupled):
         unprompted, state = (m.forward(rows["item_id_list"], rows["item_length"]) for m in (model, model.answering))
         for n in range(5):
             intent, prompt = int(rows[INTENT][n]), model.prompt_vectors[n : n + 1]
-            asked = model.asked(prompt, intent)
-            fused, weights = model.fuse(state[n : n + 1], asked, model.named(prompt, intent), intent)
+            fused, weights = model.fuse(state[n : n + 1], prompt, model.named(prompt, intent), intent)
             texts, categories = model.item_side[:, :D], model.item_side[:, D + 1 :]
-            text = weights[:, :1] * (asked @ texts.T + model.item_side[:, D])
+            text = weights[:, :1] * (prompt @ texts.T + model.item_side[:, D])
             expected = fused @ model.answering.item_embedding.weight.T + text + weights[:, 1:] @ categories.T
             if decoupled:
                 expected += 0.125 * unprompted[n] @ model.item_embedding.weight.T

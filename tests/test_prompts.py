@@ -149,8 +149,8 @@ def test_cache_returns_what_was_encoded(encoder, monkeypatch):
 
 
 def test_cache_is_per_encoder_and_precision(encoder, tmp_path):
-    other = PromptEncoder(cache_dir=encoder._cache.path.parent, precision="bfloat16")
-    assert other._cache.path != encoder._cache.path
+    other = PromptEncoder(cache_dir=encoder.cache.path.parent, precision="bfloat16")
+    assert other.cache.path != encoder.cache.path
     near = torch.cosine_similarity(torch.tensor(other.encode(["a comedy"])), torch.tensor(encoder.encode(["a comedy"])))
     assert 0.999 < float(near)
 
@@ -168,7 +168,7 @@ def test_interrupted_encoding_keeps_whole_rows(encoder, monkeypatch):
     monkeypatch.setattr(encoder, "_encode_chunk", fails_later)
     with pytest.raises(KeyboardInterrupt):
         encoder.encode(["one", "two", "three", "four"])
-    kept = sqlite3.connect(encoder._cache.path).execute("SELECT count(*) FROM vectors WHERE text IN ('one', 'two', 'three', 'four')")
+    kept = sqlite3.connect(encoder.cache.path).execute("SELECT count(*) FROM vectors WHERE text IN ('one', 'two', 'three', 'four')")
     assert kept.fetchone()[0] == 2
 
 

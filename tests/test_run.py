@@ -146,7 +146,7 @@ def test_without_texts_stage_3_is_left_out(tmp_path, capsys):
     assert "DPR_SASRec" in {r["method"] for r in result["results"]}
 
 
-@pytest.mark.parametrize("keys", [{"prompt_keys": "token"}, {"two_towers": False}, {"pos_target": "compliance", "neg_target": "window"}])
+@pytest.mark.parametrize("keys", [{"prompt_keys": "token"}, {"read_prompts": True}, {"two_towers": False}, {"pos_target": "compliance", "neg_target": "window"}])
 def test_other_forms_run(finished, tmp_path, keys):
     folder, result = finished
     more = {"output_dir": str(tmp_path / "out"), "stage1_checkpoint": result["folder"], "epochs": 1, **keys}

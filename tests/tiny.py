@@ -68,6 +68,7 @@ def settings(folder, model="DPR_SASRec", **more):
         "TITLE_FIELD": "title",
         "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title", "category"]},
         "prompt_templates": "neutral",
+        "read_prompts": False,  # a tagger takes longer than the rest of such a run
         "show_progress": False,
         **{key: value for key, value in _SMALL.items() if key in known},
         **more,

@@ -82,16 +82,14 @@ class TextFit:
 
     Args:
         text: ItemText; prompts: float [P, D], the prompt table.
-        read: (prompts [B, D], intent) -> [B, D], what the text is to meet; default the prompts as they are.
     """
 
-    def __init__(self, text, prompts, read=lambda prompts, intent: prompts):
-        self.text, self.prompts, self.read = text, prompts, read
+    def __init__(self, text, prompts):
+        self.text, self.prompts = text, prompts
 
     def score(self, prompted, rows):
         device = self.text.vectors.device
-        prompts = self.prompts[torch.from_numpy(prompted.prompt[rows])].to(device)
-        asked = self.read(prompts, prompted.queries.intent)
+        asked = self.prompts[torch.from_numpy(prompted.prompt[rows])].to(device)
         fit = asked @ self.text.vectors.T + self.text.offsets
         own = torch.from_numpy(prompted.own_phrase[rows])
         repeats = torch.nonzero(own != NO_PROMPT).squeeze(1)

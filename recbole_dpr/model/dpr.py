@@ -22,6 +22,7 @@ from recbole_dpr.model.fusion import N_INTENTS, FusionBlock, ItemSideWeights, Pr
 from recbole_dpr.model.losses import TextScores, softmax_cross_entropy
 from recbole_dpr.precision import compute_dtype
 from recbole_dpr.prompts.bank import NO_PROMPT
+from recbole_dpr.prompts.description import DescriptionTagger
 
 PROMPT, INTENT = "prompt_id", "prompt_intent"  # fields of a RecBole Interaction that carries prompts
 
@@ -46,6 +47,7 @@ class Promptable:
         self.prompt_temperature = 1.0 if hasattr(self, "temperature") else config["temperature"]
         self.loss_weights = config["loss_weights"]
         self.token_keys = config["prompt_keys"] == "token"
+        self.tagger = DescriptionTagger(prompt_size) if config["read_prompts"] else None
         self.projector = Projector(prompt_size, inner, size, dropout)
         self.tower = TwoExpertTower(lambda: FusionBlock(size, heads, inner, dropout), config["two_towers"])
         self.prompted_backbone = self.backbone_class(config, dataset) if config["decouple_backbone"] else None
@@ -59,7 +61,6 @@ class Promptable:
             )
         self.text_size = text_size
         self.register_buffer("item_side", torch.zeros(self.n_items, side_size))
-        self.register_buffer("unwrapping", torch.zeros(N_INTENTS, text_size, text_size))
         # one row more than the prompt has: the bias
         self.register_buffer("category_reader", torch.zeros(N_INTENTS, prompt_size + 1, config["n_categories"] + 1 if text_size else 0))
         self.register_buffer("prompt_vectors", torch.zeros(0, prompt_size), persistent=False)
@@ -78,22 +79,29 @@ class Promptable:
 
     # --- what is attached once the data and the prompts are there
 
-    def attach_items(self, text, categories, unwrapping, category_reader):
+    def attach_items(self, text, categories, category_reader):
         """Set the item side.
 
         Args:
             text: ItemText; categories: bool [V, C].
-            unwrapping, category_reader: for each intent what `PromptBank.unwrapping` and `category_reader` return.
+            category_reader: for each intent what `PromptBank.category_reader` returns.
         """
         self.item_text = text
         self.item_side.copy_(torch.cat([text.vectors, text.offsets[:, None], categories.to(text.vectors)], dim=1))
-        self.unwrapping.copy_(torch.stack(unwrapping))
         self.category_reader.copy_(torch.stack([torch.cat([weight, bias[None]]) for weight, bias in category_reader]))
 
-    def attach_prompts(self, vectors, tokens=None):
-        """Set the prompt table: float [P, D], and with token keys (float16 [total, D], int64 [P + 1] offsets)."""
+    def attach_prompts(self, vectors, tokens=None, tagger=None):
+        """Set the prompt table.
+
+        Args:
+            vectors: float [P, D], what the prompts ask for.
+            tokens: with token keys (float16 [total, D], int64 [P + 1] offsets).
+            tagger: DescriptionTagger that found in the prompts what they ask for; kept for requests to come.
+        """
         self.prompt_vectors = vectors.to(self.item_embedding.weight.device)
         self.prompt_tokens = tokens
+        if self.tagger is not None:
+            self.tagger.load_state_dict(tagger.state_dict())
 
     def start_prompting(self):
         """Called when stage 1 has ended: the prompted path's backbone starts as a copy of the unprompted one."""
@@ -109,7 +117,7 @@ class Promptable:
     @staticmethod
     def is_backbone(name):
         """Whether a name of the state dict is the unprompted backbone's."""
-        return not name.startswith(("prompted_backbone.", "projector.", "tower.", "item_weights.", "item_side", "category_reader", "unwrapping", "mean_states"))
+        return not name.startswith(("prompted_backbone.", "projector.", "tower.", "item_weights.", "item_side", "category_reader", "tagger.", "mean_states"))
 
     def backbone_parameters(self):
         """What stage 1 trains."""
@@ -125,34 +133,24 @@ class Promptable:
 
     # --- vectors
 
-    def fuse(self, state, asked, named, intent, tokens=None):
+    def fuse(self, state, prompt, named, intent, tokens=None):
         """What is learned of a prompted retrieval vector.
 
         Args:
-            state: [N, k]; intent: int or int64 [N].
-            asked, named: [N, D] and [N, C + 1], from the methods of these names.
+            state: [N, k]; prompt: [N, D]; intent: int or int64 [N].
+            named: [N, C + 1], from the method of this name.
             tokens: (float [N, L, D], bool [N, L] padding) with token keys, else None.
 
         Returns:
             fused state [N, k]; weights of the item side [N, 1 + C]: its text, its categories (None in the paper's form).
         """
-        keys, padding = (asked[:, None], None) if tokens is None else tokens
+        keys, padding = (prompt[:, None], None) if tokens is None else tokens
         size = self.item_embedding.embedding_dim
         fused = self.tower(intent, state[:, :size], self.projector(keys), padding)
         fused = torch.cat([fused, state[:, size:]], dim=1)
         if self.item_weights is None:
             return fused, None
-        return fused, self.item_weights(intent, asked, named)
-
-    def asked(self, prompt, intent):
-        """What prompts ask for: [N, D] of norm 1, the prompt without the sentence around its description.
-
-        The map is fitted in closed form (`PromptBank.unwrapping`), so sentences that training never saw come out as
-        those that it saw; a learned matrix memorises its phrases instead. The paper's form takes prompts as they are.
-        """
-        if self.item_weights is None:
-            return prompt
-        return nn.functional.normalize(prompt + _by_intent(prompt, self.unwrapping, intent), dim=-1)
+        return fused, self.item_weights(intent, prompt, named)
 
     def named(self, prompt, intent):
         """Which category prompts name: [N, C + 1] probabilities, the last of none; None in the paper's form."""
@@ -180,11 +178,10 @@ class Promptable:
 
     def prompted_vectors(self, unprompted, state, prompt, intent, tokens=None):
         """[N, R]: the user half with a prompt [N, D]; arguments as for `resting_vectors` and `fuse`."""
-        asked = self.asked(prompt, intent)
-        fused, weights = self.fuse(state, asked, self.named(prompt, intent), intent, tokens)
+        fused, weights = self.fuse(state, prompt, self.named(prompt, intent), intent, tokens)
         parts = [self._with_unprompted(unprompted, fused)]
         if weights is not None:
-            parts += [weights[:, :1] * asked, weights]
+            parts += [weights[:, :1] * prompt, weights]
         return torch.cat(parts, dim=1)
 
     def _with_unprompted(self, unprompted, state):
@@ -244,16 +241,16 @@ class Promptable:
 
     def _prompted_loss(self, state, items, part):
         distinct, row = torch.unique(part.prompt, return_inverse=True)
-        prompts = self.prompt_vectors[distinct]
-        distinct, named = self.asked(prompts, part.intent), self.named(prompts, part.intent)
+        distinct = self.prompt_vectors[distinct]
+        named = self.named(distinct, part.intent)
         named = None if named is None else named[row]
-        asked, tokens = distinct[row], self.tokens_of(part.prompt)
+        prompt, tokens = distinct[row], self.tokens_of(part.prompt)
         if self.training and self.prompt_noise:
-            scale = self.prompt_noise / asked.shape[1] ** 0.5
-            asked = asked + scale * torch.randn_like(asked)
+            scale = self.prompt_noise / prompt.shape[1] ** 0.5
+            prompt = prompt + scale * torch.randn_like(prompt)
             if tokens:
                 tokens = tokens[0] + scale * torch.randn_like(tokens[0]), tokens[1]
-        fused, weights = self.fuse(state, asked, named, part.intent, tokens)
+        fused, weights = self.fuse(state, prompt, named, part.intent, tokens)
         text = None
         if weights is not None:
             text = self._text_scores(weights[:, 0], distinct, row, part)
@@ -261,20 +258,20 @@ class Promptable:
             items = torch.cat([items, self.item_side[:, self.text_size + 1 :]], dim=1)
         return softmax_cross_entropy(fused, items, part.targets, self.prompt_temperature, text, self.softmax_dtype)
 
-    def _text_scores(self, weight, asked, row, part):
+    def _text_scores(self, weight, prompts, row, part):
         """The text side of a batch, where the item that a prompt quotes is met without that very phrase.
 
         Otherwise the model learns to trust an exact match that no real request gives it. There is no noise here:
         nothing is learned of the fit that could be memorised.
 
         Args:
-            weight: [N]; asked: [U, D] of the distinct prompts; row: int64 [N] into it; part: PromptedTargets.
+            weight: [N]; prompts: [U, D], the distinct ones; row: int64 [N] into it; part: PromptedTargets.
         """
         low, text = self.softmax_dtype, self.item_text
-        fit = asked.to(low) @ text.vectors.to(low).T + text.offsets.to(low)
+        fit = prompts.to(low) @ text.vectors.to(low).T + text.offsets.to(low)
         quoting = part.own_phrase != NO_PROMPT
         left, offset = text.without(part.own_item, self.prompt_vectors[part.own_phrase.clamp(min=0)])
-        own_fit = (asked[row] * left).sum(1) + offset
+        own_fit = (prompts[row] * left).sum(1) + offset
         # row 0 is the padding, whose text is 0
         return TextScores(weight, fit, row, part.own_item * quoting, own_fit * quoting)
 

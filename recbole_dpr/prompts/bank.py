@@ -10,7 +10,6 @@ from sklearn.linear_model import LogisticRegression
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE, in_sentence
 
 NO_PROMPT = -1
-_RIDGE = 10.0  # of 10, 100 and 1000 the best on validation (mpnet, by wish)
 _LOGISTIC_C = 10.0  # inverse strength of the penalty; of 1 and 10 the better one on held-out sentences
 
 
@@ -23,28 +22,30 @@ class PromptBank:
         category_names: C names.
         about: V texts that say what the items are, such as title and categories; "" where nothing is known.
         rng: numpy Generator; draws the one carrier sentence that each training tag is put in.
+        carried: put training tags in carrier sentences; not needed where descriptions are read (`embed`).
 
     Attributes:
         category: two int64 [C, K]: rows of the training prompts for a category by intent; the bare name (first),
             every template of the pool and every carrier sentence.
-        tag: two int64 [V, 3, 2]: rows for a training tag by intent, bare and in a carrier sentence;
-            `NO_PROMPT` where the item has none.
+        tag: two int64 [V, 3, F]: rows for a training tag by intent in its forms, bare and, with `carried`, in a
+            carrier sentence; `NO_PROMPT` where the item has none.
         wish: int64 [V, 3]: rows of the training wishes.
         phrase: int64 [V, 6]: rows of the bare training phrases, tags then wishes.
         about: int64 [V]: rows of the texts `about`.
+        vectors, asked: float32 [P, D], from `embed`: the texts, and what they ask for, `descriptions`: P texts.
     """
 
-    def __init__(self, templates, texts, category_names, about, rng):
+    def __init__(self, templates, texts, category_names, about, rng, carried=True):
         self.templates, self.texts, self.category_names = templates, texts, category_names
         self._rows = {}
-        self.vectors = None
+        self.vectors = self.asked = self.descriptions = None
         self.category = tuple(
             np.array([self._category_training_rows(intent, name) for name in category_names]) for intent in (POSITIVE, NEGATIVE)
         )
         tags, wishes = texts.tags["train"], texts.wishes["train"]
         bare = self.rows(tags)
         self.tag = tuple(
-            np.stack([bare, self._carried(intent, tags, rng)], axis=-1)
+            np.stack([bare, *([self._carried(intent, tags, rng)] if carried else [])], axis=-1)
             for intent in (POSITIVE, NEGATIVE)
         )
         self.wish = self.rows(wishes)
@@ -89,38 +90,39 @@ class PromptBank:
         """P texts, in the order of the rows."""
         return list(self._rows)
 
-    def embed(self, encoder, show_progress=False):
-        """Encode every text asked for so far; the table is `vectors`, float32 [P, D]."""
-        self.vectors = torch.from_numpy(encoder.encode(self.all_texts, show_progress=show_progress))
+    def embed(self, encoder, show_progress=False, read=None):
+        """Encode every text asked for so far: `vectors`, and `asked`.
 
-    def unwrapping(self, intent):
-        """The linear map that takes the sentence around a description away: p -> p (I + M).
-
-        Ridge regression in closed form: from every training tag in its carrier sentence to the bare tag, from every
-        training prompt for a category to the bare name, and from bare phrases to themselves.
-
-        Returns:
-            M, float32 [D, D].
+        Args:
+            encoder: PromptEncoder.
+            read: texts -> the descriptions in them; None takes prompts as they are.
         """
-        category, tags, own = self._known(intent)
-        source = np.concatenate([category.ravel(), tags[:, 1], own])
-        target = np.concatenate([np.repeat(category[:, 0], category.shape[1]), tags[:, 0], own])
-        source, target = self.vectors[source].double(), self.vectors[target].double()
-        penalty = _RIDGE * torch.eye(source.shape[1], dtype=torch.float64)
-        return torch.linalg.solve(source.T @ source + penalty, source.T @ (target - source)).float()
+        texts = self.all_texts
+        self.descriptions = self._described(read) if read else texts
+        vectors = torch.from_numpy(encoder.encode([*texts, *self.descriptions], show_progress))
+        self.vectors, self.asked = vectors[: len(texts)], vectors[len(texts) :]
+
+    def _described(self, read):
+        """P texts: the descriptions in all prompts. Training phrases, names and what items are about stand as they are."""
+        texts = np.array(self.all_texts, dtype=object)
+        whole = np.zeros(len(texts), dtype=bool)
+        for rows in (self.phrase, self.about, *(category[:, 0] for category in self.category)):
+            whole[rows[rows != NO_PROMPT]] = True
+        texts[~whole] = read(texts[~whole])
+        return texts.tolist()
 
     def category_reader(self, intent):
-        """Logistic regression that tells from a prompt which category it names, or that it names none.
+        """Logistic regression that tells from what a prompt asks which category it names, or that it names none.
 
         Trained on every training prompt for a category, against all phrases, which name none; all classes weigh the
-        same. softmax(prompt @ weight + bias) gives the probabilities: the C categories, then none.
+        same. softmax(asked @ weight + bias) gives the probabilities: the C categories, then none.
 
         Returns:
             weight float32 [D, C + 1], bias float32 [C + 1].
         """
-        category, tags, own = self._known(intent)
-        none = np.concatenate([tags.ravel(), own])
-        prompts = self.vectors[np.concatenate([category.ravel(), none])].numpy()
+        category, tags = self.category[intent], self.tag[intent]
+        none = np.concatenate([tags[tags != NO_PROMPT], self.phrase[self.phrase != NO_PROMPT]])
+        prompts = self.asked[np.concatenate([category.ravel(), none])].numpy()
         named = np.concatenate([np.repeat(np.arange(len(category)), category.shape[1]), np.full(len(none), len(category))])
         weight = np.zeros((prompts.shape[1], len(category) + 1), dtype=np.float32)
         bias = np.full(len(category) + 1, -np.inf, dtype=np.float32)  # of a class without an example
@@ -132,8 +134,3 @@ class PromptBank:
             weight[:, classes[-len(fitted.coef_) :]] = fitted.coef_.T
             bias[classes[-len(fitted.coef_) :]] = fitted.intercept_
         return torch.from_numpy(weight), torch.from_numpy(bias)
-
-    def _known(self, intent):
-        """Rows of all that training knows of this intent: categories [C, K], tags [n, 2] (bare, carried), bare phrases [m]."""
-        tags = self.tag[intent]
-        return self.category[intent], tags[tags[..., 0] != NO_PROMPT], self.phrase[self.phrase != NO_PROMPT]

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from tqdm import tqdm
 
 from recbole_dpr.errors import UserError
 from recbole_dpr.precision import compute_dtype
+from recbole_dpr.prompts.cache import TextCache
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 _WHEEL_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # SHA-256, as on the hub
@@ -39,7 +39,8 @@ class PromptEncoder:
         self._model = _load(self.name, self.device)
         self._model.max_seq_length = min(MAX_TOKENS, self._model.max_seq_length or MAX_TOKENS)
         self.dim = self._model.encode([""], show_progress_bar=False).shape[1]
-        self._cache = _Cache(Path(cache_dir or "~/.cache/recbole_dpr").expanduser(), self._fingerprint())
+        self.fingerprint = self._fingerprint()
+        self.cache = TextCache(cache_dir, self.fingerprint)
 
     def _fingerprint(self):
         digest = hashlib.sha256(f"{self._model}|{self.dtype}".encode())
@@ -59,7 +60,8 @@ class PromptEncoder:
         """
         texts = list(texts)
         unique = list(dict.fromkeys(texts))
-        found = self._cache.get(unique) if cached else {}
+        kept = self.cache.get(unique) if cached else {}
+        found = {text: np.frombuffer(vector, dtype=np.float32) for text, vector in kept.items()}
         missing = [t for t in unique if t not in found]
         # equal lengths side by side: little padding
         missing.sort(key=len)
@@ -68,7 +70,7 @@ class PromptEncoder:
                 chunk = missing[start : start + _CHUNK]
                 vectors = self._encode_chunk(chunk, bar)
                 if cached:
-                    self._cache.put(chunk, vectors)
+                    self._keep(chunk, vectors)
                 found.update(zip(chunk, vectors))
         result = np.empty((len(texts), self.dim), dtype=np.float32)
         for row, text in enumerate(texts):
@@ -87,26 +89,54 @@ class PromptEncoder:
             bar.update(len(batch))
         return np.concatenate(parts)
 
+    def _keep(self, texts, vectors):
+        self.cache.put(texts, [vector.tobytes() for vector in vectors])
+
     @torch.no_grad()
-    def encode_tokens(self, texts, show_progress=False):
-        """Token vectors of texts, for attention over a prompt's tokens. Not cached: they are large.
+    def encode_tokens(self, texts, show_progress=False, cached=True):
+        """Token vectors of texts. They are not cached, as they are large.
+
+        Args:
+            cached: keep the texts' own vectors, which the same pass gives, for `encode`.
 
         Returns:
-            float16 [total, D] of all tokens, and int64 [n + 1] offsets into it.
+            float16 [total, D] of all tokens, each of norm 1, and int64 [n + 1] offsets into it.
         """
         texts = list(texts)
         parts = [None] * len(texts)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for start in tqdm(range(0, len(order), _BATCH), desc="embed tokens", disable=not show_progress):
-            rows = order[start : start + _BATCH]
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-                vectors = self._model.encode(
-                    [texts[i] for i in rows], batch_size=_BATCH, output_value="token_embeddings", show_progress_bar=False
-                )
-            for row, tokens in zip(rows, vectors):
-                parts[row] = torch.nn.functional.normalize(tokens.float(), dim=1).half().cpu().numpy()
-        offsets = np.cumsum([0, *map(len, parts)])
-        return np.concatenate(parts), offsets
+        with tqdm(total=len(texts), desc="embed tokens", unit="text", disable=not (show_progress and texts)) as bar:
+            for start in range(0, len(order), _BATCH):
+                rows = order[start : start + _BATCH]
+                batch = [texts[i] for i in rows]
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                    found = self._model.encode(batch, batch_size=_BATCH, output_value=None, show_progress_bar=False)
+                for row, text in zip(rows, found):
+                    tokens = text["token_embeddings"][text["attention_mask"].bool()]
+                    parts[row] = torch.nn.functional.normalize(tokens.float(), dim=1).half().cpu().numpy()
+                if cached:
+                    vectors = torch.stack([text["sentence_embedding"] for text in found]).float()
+                    self._keep(batch, torch.nn.functional.normalize(vectors, dim=1).cpu().numpy())
+                bar.update(len(batch))
+        return np.concatenate(parts), np.cumsum([0, *map(len, parts)])
+
+    def token_places(self, texts):
+        """Where in its text each token of `encode_tokens` stands.
+
+        Returns:
+            int64 [total, 2] starts and ends in characters; equal for a token that is not in the text, such as [CLS].
+
+        Raises:
+            UserError: the encoder's tokenizer does not say.
+        """
+        tokenizer = self._model.tokenizer
+        try:
+            places = tokenizer(list(texts), truncation=True, max_length=self._model.max_seq_length, return_offsets_mapping=True)["offset_mapping"]
+        except (NotImplementedError, TypeError, KeyError):
+            raise UserError(
+                f"prompt_encoder={self.name!r}: its tokenizer does not tell where tokens stand in a text; give --read_prompts=False"
+            ) from None
+        return np.concatenate([np.array(place, dtype=np.int64) for place in places])
 
 
 def _load(name, device):
@@ -143,44 +173,3 @@ def _wheel_folder():
         )
     return folder
 
-
-class _Cache:
-    """Vectors by text in one SQLite file per encoder: every write is whole or not at all."""
-
-    def __init__(self, folder, fingerprint):
-        self.path = folder / f"{fingerprint}.sqlite"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with self._connect() as db:
-                db.execute("CREATE TABLE IF NOT EXISTS vectors (text TEXT PRIMARY KEY, vector BLOB) WITHOUT ROWID")
-        except (OSError, sqlite3.Error) as error:
-            raise self._failure(error) from error
-
-    def _connect(self):
-        return sqlite3.connect(self.path, timeout=60)
-
-    def _failure(self, error):
-        return UserError(f"embedding cache {self.path}: {error}; name a writable folder with --prompt_cache_dir=")
-
-    def get(self, texts):
-        found = {}
-        try:
-            db = self._connect()
-            for start in range(0, len(texts), 500):  # SQLite limits the parameters of a statement
-                part = texts[start : start + 500]
-                marks = ",".join("?" * len(part))
-                for text, blob in db.execute(f"SELECT text, vector FROM vectors WHERE text IN ({marks})", part):
-                    found[text] = np.frombuffer(blob, dtype=np.float32)
-            db.close()
-        except sqlite3.Error as error:
-            raise self._failure(error) from error
-        return found
-
-    def put(self, texts, vectors):
-        try:
-            db = self._connect()
-            with db:  # one transaction
-                db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", [(t, v.tobytes()) for t, v in zip(texts, vectors)])
-            db.close()
-        except sqlite3.Error as error:
-            raise self._failure(error) from error

@@ -37,8 +37,8 @@ class Templates:
             }
         except (KeyError, TypeError) as error:
             raise UserError(f"prompt templates {path}: every intent and part needs category and tag forms ({error})") from None
-        frames = read_yaml(folder / "frames.yaml")
-        self._carriers = {}
+        frames, for_tagger = read_yaml(folder / "frames.yaml"), read_yaml(folder / "tagger_frames.yaml")
+        self._carriers, self._tagger_carriers = {}, {}
         for intent in INTENTS:
             train, own = self._pools[intent, "train"], frames[intent]
             held_out = [(frame.replace("{tag}", "{category}"), frame) for frame in own[::_FRAMES_HELD_OUT]]
@@ -46,6 +46,7 @@ class Templates:
             self._pools[intent, "valid"] = train[-_TEMPLATES_HELD_OUT:] + held_out
             kept = [frame for number, frame in enumerate(own) if number % _FRAMES_HELD_OUT]
             self._carriers[intent] = [form for _, form in self._pools[intent, "train"]] + kept
+            self._tagger_carriers[intent] = self._carriers[intent] + for_tagger[intent]
 
     def size(self, intent, part):
         """Number of templates of a pool; `part` is train, valid or eval, `intent` POSITIVE or NEGATIVE."""
@@ -65,6 +66,10 @@ class Templates:
     def carriers(self, intent):
         """Sentences with {tag} that only training uses: its pool, and the frames not held out."""
         return self._carriers[INTENTS[intent]]
+
+    def tagger_carriers(self, intent):
+        """These and more, for the tagger that finds descriptions in sentences."""
+        return self._tagger_carriers[INTENTS[intent]]
 
 
 def in_sentence(form, tag):

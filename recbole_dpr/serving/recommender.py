@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from recbole_dpr.errors import UserError
 from recbole_dpr.model import promptable
 from recbole_dpr.model.backbones import ItemVocabulary
+from recbole_dpr.prompts import description
 from recbole_dpr.prompts.encoder import PromptEncoder
 from recbole_dpr.prompts.intent import parse_prompt
 from recbole_dpr.train.checkpoints import replacing
@@ -136,6 +137,8 @@ class Recommender:
         flat = [clause for parts in clauses for clause in parts]
         owner, intent = torch.tensor(owner, device=device), torch.tensor([c.expert for c in flat], device=device)
         texts = [c.text for c in flat]
+        if self.model.tagger is not None:
+            texts = description.read(self.model.tagger, self.encoder, texts, cached=False)
         prompt = torch.from_numpy(self.encoder.encode(texts, cached=False)).to(device)
         prompted = self.model.prompted_vectors(state[owner], answering[owner], prompt, intent, self._tokens(texts, device))
         resting = self.model.resting_vectors(state, answering)
@@ -146,7 +149,7 @@ class Recommender:
     def _tokens(self, texts, device):
         if not self.model.token_keys:
             return None
-        flat, offsets = self.encoder.encode_tokens(texts)
+        flat, offsets = self.encoder.encode_tokens(texts, cached=False)
         parts = [torch.from_numpy(flat[a:b]).float() for a, b in zip(offsets, offsets[1:])]
         tokens = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
         padding = torch.arange(tokens.shape[1]) >= torch.tensor([len(p) for p in parts])[:, None]
