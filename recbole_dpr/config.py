@@ -23,13 +23,14 @@ _CHOICES = {
     "encoder_precision": ("auto", "float32", "bfloat16"),
     "softmax_precision": ("auto", "float32", "bfloat16"),
 }
-_BOOLEANS = ("short_windows", "mask_history", "drop_unseen_items", "two_towers", "item_text", "decouple_backbone", "show_progress")
+_BOOLEANS = ("short_windows", "baselines", "mask_history", "drop_unseen_items", "two_towers", "item_text", "decouple_backbone", "show_progress")
 _POSITIVE_INTEGERS = (
     *("compliance_n", "fusion_heads", "fusion_inner_size", "train_batch_size", "eval_batch_size", "valid_window"),
     *("MAX_ITEM_LIST_LENGTH", "hidden_size", "embedding_size", "eval_step", "prefixes_per_sequence", "prefix_batch_size"),
 )
 _POSITIVE_NUMBERS = ("temperature",)
 _UNIT_NUMBERS = ("prompt_share", "fusion_dropout", "hidden_dropout_prob", "attn_dropout_prob", "dropout_prob", "mask_ratio", "ft_ratio")
+_STAGES = ("stage1", "stage2", "stage3", "base_f", "base_f_a")
 _STAGE_KEYS = {
     *("epochs", "learning_rate", "backbone_learning_rate", "stopping_step", "valid_tasks", "prompts", "prompt_noise", "schedule", "train_batch_size"),
 }
@@ -196,8 +197,8 @@ def _check_training(config):
         raise UserError(f"text_scale={scales!r}: two numbers are needed, of the positive and the negative expert: [0.2, -0.02]")
     if not (_is_number(config["unprompted_weight"]) and config["unprompted_weight"] >= 0):
         raise UserError(f"unprompted_weight={config['unprompted_weight']!r}: a number from 0 is needed")
-    for number in (1, 2, 3):
-        _check_stage(f"stage{number}", config[f"stage{number}"])
+    for name in _STAGES:
+        _check_stage(name, config[name])
 
 
 def _check_split(args):
@@ -241,7 +242,7 @@ def _check_stage(name, stage):
 
 def _merged_stages(files, overrides):
     """`overrides` with its stage keys completed from the files, so that one key of a stage can be set alone."""
-    stages = {f"stage{number}": {} for number in (1, 2, 3)}
+    stages = {name: {} for name in _STAGES}
     for settings in [*map(read_yaml, files), overrides]:
         for name, stage in stages.items():
             given = settings.get(name, {})
@@ -300,7 +301,7 @@ def _check_keys(settings, model):
         name, dot, inner = key.partition(".")
         if name not in known and name in read_yaml(_TRAINING):
             raise UserError(f"key '{key}' is for DPR models ({', '.join(MODELS)}, DPR); '{model}' is trained by RecBole's own recipe")
-        if dot and name in ("stage1", "stage2", "stage3"):
+        if dot and name in _STAGES:
             if inner not in _STAGE_KEYS:
                 raise unknown(f"key of {name}", inner, sorted(_STAGE_KEYS))
         elif key not in known:
