@@ -14,9 +14,11 @@ from recbole_dpr.resources import properties_dir
 from recbole_dpr.run import run_dpr
 from recbole_dpr.yamlfile import read_yaml
 
-# keys of the runs that are the benchmark's to set
-_OWN_KEYS = {"seed": "give --seeds=1,2,3", "resume": "give the same command again", "stage1_checkpoint": "it shares stage 1 by itself"}
-_OWN_KEYS["backbone"] = "name the model DPR_<backbone>"
+# keys of the runs that are the benchmark's to set, and what to do instead
+_OWN_KEYS = {
+    **{"seed": "give --seeds=1,2,3", "resume": "give the same command again"},
+    **{"backbone": "name the model DPR_<backbone>", "stage1_checkpoint": "stage 1 is shared between the parts that can"},
+}
 # settings that may differ between two calls: they say where things are, not what comes out
 _PLACES = ("checkpoint_dir", "data_path", "prompt_cache_dir", "show_progress", "stage1_checkpoint")
 
@@ -75,7 +77,7 @@ def plan(models, ablations, seeds, settings):
         UserError: no model, an unknown one or an unknown ablation, ablations without a DPR model, bad seeds.
     """
     for key, way_out in _OWN_KEYS.items():
-        if key in settings:
+        if settings.get(key) is not None:
             raise UserError(f"{key}={settings[key]}: benchmark sets this key itself; {way_out}")
     models = _names(models)
     if not models:

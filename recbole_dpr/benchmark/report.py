@@ -28,13 +28,14 @@ def write(folder, dataset, parts, failed, metric, command):
     with replacing(folder / "table.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
     _plot(folder / "figure.png", table)
+    labels = list(dict.fromkeys([*table.label, *(part.label for part in failed)]))
     metrics = list(dict.fromkeys([metric, "NDCG@10", "Recall@10"]))
     seeds = len({part.seed for part in parts})
     blocks = [_head(folder, dataset, parts, done, command)]
     for name in metrics:
         chosen = table[(table.metric == name) & table.window.isin(["-", "avg"])]
         if len(chosen):
-            blocks.append(_markdown(chosen, name, seeds, [part.label for part in failed], name == metric))
+            blocks.append(_markdown(chosen, name, labels, seeds, name == metric))
     blocks += [_legend(table, metric, seeds), _runs(folder, parts, failed)]
     with replacing(folder / "table.md") as temporary:
         temporary.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
@@ -48,23 +49,31 @@ def _head(folder, dataset, parts, done, command):
     lines.append(
         ", ".join(f"{value:,} {name}" for name, value in stats.items())
         + f"; seed{'s' if ',' in seeds else ''} {seeds}; {len(done)} of {len(parts)} runs have ended, "
-        + f"in {sum(sum(r['seconds'].values()) for r in results) / 60:.0f} minutes"
+        + f"in {sum(sum(r['seconds'].values()) for r in results) / 60:.1f} minutes"
     )
     versions = dict.fromkeys(", ".join(f"{name} {version}" for name, version in r["versions"].items()) for r in results)
     return "\n\n".join([*lines, f"{'; '.join(dict.fromkeys(r['machine'] for r in results))}; {'; or '.join(versions)}"])
 
 
-def _markdown(table, metric, seeds, failed, marked):
-    """Methods x tasks of one metric; the best baseline of each column, which marks refer to, below."""
+def _markdown(table, metric, labels, seeds, marked):
+    """Methods x tasks of one metric; the best baseline of each column, which marks refer to, below.
+
+    Args:
+        table: rows of `compare.summary`, one for each cell; labels: all rows, those of failed parts among them.
+        seeds: how many there should be; marked: whether the differences were tested on this metric.
+    """
     columns = [c for c in _COLUMNS if ((table.task == c[0]) & (table.prompt == c[1])).any()]
     cells = {(row.label, row.task, row.prompt): row for row in table.itertuples()}
+    about = table.drop_duplicates("label").set_index("label")
     rows = []
-    for label, kind, n in table[["label", "kind", "seeds"]].drop_duplicates("label").itertuples(index=False):
+    for label in labels:
+        if label not in about.index:
+            rows.append([label, "not run"])
+            continue
+        kind, n = about.loc[label, ["kind", "seeds"]]
         name = f"**{label}**" if kind == FULL else label
         name += f" ({n} of {seeds} seeds)" if n < seeds else ""
         rows.append([name, *(_cell(cells.get((label, *column)), marked) for column in columns)])
-    present = set(table.label)
-    rows += [[label, "not run", *("" for _ in columns[1:])] for label in dict.fromkeys(failed) if label not in present]
     best = {(row.task, row.prompt): row.best_baseline for row in table.itertuples() if isinstance(row.best_baseline, str)}
     rows.append(["*best baseline*", *(best.get(column, "") for column in columns)])
     head = [metric, *(task if kind == "none" else f"{task} by {kind}" for task, kind in columns)]
@@ -113,7 +122,7 @@ def _runs(folder, parts, failed):
             result = read(folder, part)
             rows.append([part.name, _training(part, result), f"{sum(result['seconds'].values()):.0f}"])
         elif part in failed:
-            rows.append([part.name, f"not run: {failed[part]}", ""])
+            rows.append([part.name, f"not run: {failed[part]}".replace("|", "\\|"), ""])
         else:
             rows.append([part.name, "not yet run", ""])
     table = tabulate(rows, headers=["run", "epochs", "seconds"], tablefmt="github", disable_numparse=True)
