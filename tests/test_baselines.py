@@ -15,7 +15,7 @@ from recbole_dpr.prompts.item_text import DescriptionText
 from recbole_dpr.train import checkpoints
 from recbole_dpr.train.trainer import StageTrainer
 
-MODELS = ("DPR_SASRec", "DPR_BERT4Rec", "DPR_NARM")  # packed sequences, masked, any other of RecBole's
+MODELS = ("DPR_SASRec", "DPR_BERT4Rec")  # trained on packed sequences, on sampled histories
 
 
 @pytest.fixture(scope="module")

@@ -174,6 +174,15 @@ def test_resume_goes_on_from_the_checkpoint(data, tmp_path):
     assert done["results"] == second["results"]
 
 
+def test_how_the_training_ended(data, tmp_path):
+    """A cap of two epochs; early stopping where nothing can improve; a model that only counts."""
+    capped = run(data, "GRU4Rec", tmp_path / "capped", epochs=2)
+    stopped = run(data, "GRU4Rec", tmp_path / "stopped", epochs=20, stopping_step=1, learning_rate=0.0)
+    assert capped["training"] == {"epochs": 2, "cap": 2, "stopped_early": False}
+    assert stopped["training"] == {"epochs": 3, "cap": 20, "stopped_early": True}
+    assert run(data, "Pop", tmp_path / "pop")["training"] is None
+
+
 def test_the_same_seed_gives_the_same_figures(data, tmp_path):
     a, b = (run(data, "NARM", tmp_path / name, epochs=1) for name in "ab")
     assert a["results"] == b["results"]

@@ -204,15 +204,14 @@ def _ablations(names):
 
 
 def _seeds(seeds):
-    default = read_yaml(properties_dir() / "dpr.yaml")["seed"]
-    given = _names(seeds) if isinstance(seeds, str) else seeds if isinstance(seeds, (list, tuple)) else [seeds]
-    given = [str(seed) for seed in given] or [str(default)]
-    if not all(seed.isdecimal() for seed in given) or len(set(map(int, given))) < len(given):
-        raise UserError(f"seeds={','.join(given)}: whole numbers from 0 are needed, each once, such as --seeds=1,2,3")
-    return [int(seed) for seed in given]
+    given = _names(seeds) or [str(read_yaml(properties_dir() / "dpr.yaml")["seed"])]
+    if not all(seed.isdecimal() for seed in given):
+        raise UserError(f"seeds={','.join(given)}: whole numbers from 0 are needed, such as --seeds=1,2,3")
+    return list(dict.fromkeys(map(int, given)))
 
 
 def _names(given):
-    """A list of names from a list, or from a text with commas; each once."""
-    given = given.split(",") if isinstance(given, str) else [str(name) for name in given]
-    return list(dict.fromkeys(name.strip() for name in given if name.strip()))
+    """A list of names from a list, from a text with commas, or from a value of YAML; each once."""
+    if not isinstance(given, (list, tuple)):
+        given = [] if given is None else str(given).split(",")
+    return list(dict.fromkeys(str(name).strip() for name in given if str(name).strip()))
