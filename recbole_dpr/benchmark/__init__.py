@@ -32,7 +32,7 @@ def run_benchmark(models, dataset="ml-100k", ablations=(), seeds=(), config_file
     settings = merged(*(read_yaml(Path(file)) for file in config_files), config_dict or {})
     output_dir = settings.pop("output_dir", None)
     parts = plan(models, ablations, seeds, settings)
-    config = check_settings([part for part in parts if not part.ablation], dataset, settings)
+    config = check_settings([part for part in parts if not part.ablation and part.seed == parts[0].seed], dataset, settings)
     folder = Path(output_dir or Path(config["checkpoint_dir"]) / f"benchmark-{dataset}")
     check_folders(parts, dataset, folder)
     failed, show = {}, bool(config["show_progress"])

@@ -67,8 +67,8 @@ def summary(figures, folder, metric):
 
     Returns:
         DataFrame, a row for each label, task, prompt, window and metric, in the order of the parts: kind, seeds (how
-        many), queries (of all of them), mean, std (NaN for one seed), best_baseline and baseline (the highest mean of one, and whose), and for
-        full DPR models, on `metric`, p: of a paired t-test against that baseline.
+        many), queries (of all of them), mean, std (NaN for one seed), best_baseline and baseline (the label with the
+        highest mean, and that mean), and for full DPR models, on `metric`, p: of a paired t-test against that baseline.
     """
     keys = ["label", "kind", "task", "prompt", "window", "metric"]
     # the same row from parts that share it, such as the text alone, counts once

@@ -1,6 +1,7 @@
 """The parts of a benchmark: which runs it is made of, and each run once, whatever happens between two calls."""
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -113,14 +114,14 @@ def check_settings(parts, dataset, settings):
     A model that cannot be had at all is left to its own part.
 
     Args:
-        parts: of the full models.
+        parts: of the full models, for one seed.
 
     Returns:
         the Config of one part.
     """
     models = [part.model for part in parts]
-    foreign = {key: value for key, value in settings.items() if not any(_known(model, {key: value}) for model in models)}
-    check_keys(foreign, next(filter(is_promptable, models), models[0]))
+    known = set().union(*map(_known_keys, models))
+    check_keys(settings.keys() - known, next(filter(is_promptable, models), models[0]))
     found, refused = None, None
     for part in parts:
         try:
@@ -175,9 +176,11 @@ def merged(*several):
     return result
 
 
+_known_keys = cache(known_keys)
+
+
 def _known(model, settings):
-    known = known_keys(model)
-    return {key: value for key, value in settings.items() if key in known}
+    return {key: value for key, value in settings.items() if key in _known_keys(model)}
 
 
 def _accepted(model, dataset):
