@@ -51,7 +51,7 @@ def main(folder, settings):
 
         def tuned(phrase, prompted):
             text = kind(SimpleNamespace(phrase=phrase, about=about, vectors=bank.vectors))
-            return methods.tuned_weight(evaluator, base, methods.TextFit(text, prompts), prompted, grid)[1]
+            return methods.tuned_weight(evaluator, base, methods.TextFit(text, prompts), [prompted], grid)[1]
 
         parts = [(tuned(np.delete(bank.phrase, column, 1), part), len(part)) for column, part in _by_column(bank, sets["POS/tag"])]
         tags = sum(value * size for value, size in parts) / sum(size for _, size in parts)

@@ -1,6 +1,7 @@
 """The console command `recbole-dpr`: arguments -> functions, errors -> one clear line and exit code 2."""
 
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -18,6 +19,13 @@ _HELP = """recbole-dpr: promptable sequential recommendation for RecBole
       --output_dir=FOLDER where the run goes (default saved/<model>-<dataset>-<time>)
       --resume=FOLDER     go on with an interrupted run
       any other key of properties/dpr.yaml or RecBole; a key of a stage as --stage3.epochs=4
+  recbole-dpr benchmark --models=A,B,C --dataset=NAME [--ablations[=a,b]] [--seeds=1,2,3] [--key=value ...]
+      one table over models, the paper's baselines of each DPR model, and ablations: Markdown, CSV, a figure
+      --models=           names as for run; DPR over another backbone as DPR_NARM
+      --ablations         all of properties/ablations.yaml, or those named; of every DPR model
+      --output_dir=FOLDER where the runs and the table go (default saved/benchmark-<dataset>); the same command again
+                          takes over what has ended there and goes on with what was interrupted
+      any other key as for run; each model gets those that it knows
   recbole-dpr doctor
       versions, patches applied, what is missing and how to install it
 """
@@ -43,7 +51,8 @@ def main(argv=None):
         print(f"recbole-dpr: {error.filename or 'a file'}: {error.strerror or error}; RECBOLE_DPR_DEBUG=1 shows where", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nrecbole-dpr: interrupted; the last checkpoint is intact, go on with --resume=FOLDER", file=sys.stderr)
+        way_on = "give the same command again" if argv[0] == "benchmark" else "go on with --resume=FOLDER"
+        print(f"\nrecbole-dpr: interrupted; the last checkpoint is intact, {way_on}", file=sys.stderr)
         return 130
 
 
@@ -81,6 +90,20 @@ def _run(argv):
     print(f"written: {result['folder']}")
 
 
+def _benchmark(argv):
+    settings = parse_settings(["--ablations=all" if argument == "--ablations" else argument for argument in argv])
+    models, dataset = settings.pop("models", ""), settings.pop("dataset", "ml-100k")
+    ablations, seeds = settings.pop("ablations", None), settings.pop("seeds", ())
+    files = settings.pop("config_files", "").split()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from recbole_dpr.benchmark import run_benchmark
+
+    folder = run_benchmark(models, dataset, ablations, seeds, files, settings, shlex.join(["recbole-dpr", "benchmark", *argv]))
+    print()
+    print((folder / "table.md").read_text(encoding="utf-8"))
+    print(f"written: {folder}")
+
+
 def _doctor(argv):
     from recbole_dpr.doctor import main as doctor
 
@@ -89,4 +112,4 @@ def _doctor(argv):
     doctor()
 
 
-_COMMANDS = {"run": _run, "doctor": _doctor}
+_COMMANDS = {"run": _run, "benchmark": _benchmark, "doctor": _doctor}

@@ -23,13 +23,17 @@ _CHOICES = {
     "encoder_precision": ("auto", "float32", "bfloat16"),
     "softmax_precision": ("auto", "float32", "bfloat16"),
 }
-_BOOLEANS = ("short_windows", "mask_history", "drop_unseen_items", "two_towers", "item_text", "read_prompts", "decouple_backbone", "show_progress")
+_BOOLEANS = (
+    *("short_windows", "mask_history", "drop_unseen_items", "two_towers", "item_text", "read_prompts", "decouple_backbone"),
+    *("baselines", "show_progress"),
+)
 _POSITIVE_INTEGERS = (
     *("compliance_n", "fusion_heads", "fusion_inner_size", "train_batch_size", "eval_batch_size", "valid_window"),
     *("MAX_ITEM_LIST_LENGTH", "hidden_size", "embedding_size", "eval_step", "prefixes_per_sequence", "prefix_batch_size"),
 )
 _POSITIVE_NUMBERS = ("temperature",)
 _UNIT_NUMBERS = ("prompt_share", "fusion_dropout", "hidden_dropout_prob", "attn_dropout_prob", "dropout_prob", "mask_ratio", "ft_ratio")
+STAGES = ("stage1", "stage2", "stage3", "base_f", "base_f_a")
 _STAGE_KEYS = {
     *("epochs", "learning_rate", "backbone_learning_rate", "stopping_step", "valid_tasks", "prompts", "prompt_noise", "schedule", "train_batch_size"),
 }
@@ -91,7 +95,7 @@ def make_config(model, dataset, config_files=(), overrides=None):
         user_settings.update(read_yaml(Path(file)))
         files.append(Path(file))
     user_settings.update(overrides)
-    _check_keys(user_settings, model)
+    check_keys(user_settings, model)
     try:
         config = PromptConfig(
             model=model_class,
@@ -196,8 +200,8 @@ def _check_training(config):
         raise UserError(f"text_scale={scales!r}: two numbers are needed, of the positive and the negative expert: [0.2, -0.02]")
     if not (_is_number(config["unprompted_weight"]) and config["unprompted_weight"] >= 0):
         raise UserError(f"unprompted_weight={config['unprompted_weight']!r}: a number from 0 is needed")
-    for number in (1, 2, 3):
-        _check_stage(f"stage{number}", config[f"stage{number}"])
+    for name in STAGES:
+        _check_stage(name, config[name])
 
 
 def _check_split(args):
@@ -241,7 +245,7 @@ def _check_stage(name, stage):
 
 def _merged_stages(files, overrides):
     """`overrides` with its stage keys completed from the files, so that one key of a stage can be set alone."""
-    stages = {f"stage{number}": {} for number in (1, 2, 3)}
+    stages = {name: {} for name in STAGES}
     for settings in [*map(read_yaml, files), overrides]:
         for name, stage in stages.items():
             given = settings.get(name, {})
@@ -293,14 +297,14 @@ def settings_in_force(config):
     return plain
 
 
-def _check_keys(settings, model):
+def check_keys(settings, model):
     """Refuse keys that nothing reads, with the nearest that something does."""
     known = known_keys(model)
     for key in settings:
         name, dot, inner = key.partition(".")
         if name not in known and name in read_yaml(_TRAINING):
             raise UserError(f"key '{key}' is for DPR models ({', '.join(MODELS)}, DPR); '{model}' is trained by RecBole's own recipe")
-        if dot and name in ("stage1", "stage2", "stage3"):
+        if dot and name in STAGES:
             if inner not in _STAGE_KEYS:
                 raise unknown(f"key of {name}", inner, sorted(_STAGE_KEYS))
         elif key not in known:

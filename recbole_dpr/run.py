@@ -24,7 +24,7 @@ from recbole_dpr.evaluation.evaluator import Evaluator
 from recbole_dpr.evaluation.queries import PROTOCOL_KEYS
 from recbole_dpr.materials import item_years, prepare_prompts, read_sequences
 from recbole_dpr.model import is_promptable, promptable
-from recbole_dpr.prompts.item_text import LikelihoodText, MeanText
+from recbole_dpr.prompts.item_text import DescriptionText, LikelihoodText, MeanText
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
 from recbole_dpr.serving import recommender
 from recbole_dpr.train import checkpoints
@@ -36,6 +36,8 @@ _VERSIONED = ("recbole-dpr", "recbole", "torch", "numpy", "pandas", "sentence-tr
 # w of Base + w x text, chosen on validation: for the cosine, and for the log-likelihood ratio
 _COSINE_WEIGHTS = (1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 56, 80)
 _LIKELIHOOD_WEIGHTS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.56, 0.8)
+# baselines that train on from stage 1: name -> settings, and a number that sets the random draws of each apart
+_FINE_TUNED = {"+f": ("base_f", 4), "+f+a": ("base_f_a", 5)}
 _SAMPLE_PROMPTS = ("a comedy", "something dark and tense, but no horror")
 
 
@@ -88,6 +90,10 @@ class _Run:
         for number in stages:
             with self._timed(f"stage{number}"):
                 self._train(number)
+        if self.config["baselines"]:
+            with self._timed("baselines"):
+                for suffix in _FINE_TUNED:
+                    self._fine_tune(suffix)
         with self._timed("evaluate"):
             results = self._evaluate(stages)
         return self._write(results)
@@ -135,6 +141,19 @@ class _Run:
         if number == 1:
             self.model.start_prompting()
 
+    def _fine_tune(self, suffix):
+        """Base+f, on next items, or Base+f+a, on the targets of stage 2 without their prompts; both start where stage 1 ended."""
+        config, folder, (key, number) = self.config, self.folder / "checkpoints", _FINE_TUNED[suffix]
+        self._load_weights("stage1")
+        settings, prompts, loss = config[key], None, None
+        if suffix == "+f+a":
+            prompts = TrainingPrompts(self.sequences, self.materials.bank, config, settings["prompts"])
+            loss = self.model.implicit_loss
+        loader = self.model.loader(self.sequences, config, settings, (config["seed"], number), prompts)
+        validate = lambda: self._validate(settings["valid_tasks"], self._unprompted)  # noqa: E731
+        trainer = StageTrainer(config, self.model, number, settings, validate, folder, self._identity(), f"Base{suffix}", loss)
+        self.history += trainer.run(loader, self.show)
+
     def _identity(self):
         """What a checkpoint has to agree on with the run that reads it."""
         return checkpoints.identity(self.config, self.sequences.item_tokens)
@@ -155,13 +174,17 @@ class _Run:
         self.model.start_prompting()
         self._say(f"stage 1 taken over from {source}")
 
-    def _validate(self, tasks):
+    def _validate(self, tasks, answering=None):
         sets = [p for p in self.materials.valid if p.name in tasks]
-        method = self._prompted(sets)
+        method = (answering or self._prompted)(sets)
         scores = {p.name: self.evaluator.mean(p, method.score)[self.config["valid_metric"]] for p in sets}
         return {"score": sum(scores.values()) / len(scores), **scores}
 
-    def _prompted(self, sets):
+    def _unprompted(self, sets):
+        """The unprompted backbone as a method for these query sets: it ignores their prompts."""
+        return methods.Base(methods.StateTable(self.evaluator, self.model, sets), self.model.item_matrix().detach())
+
+    def _prompted(self, sets, kind=methods.Prompted, **more):
         """The model as a method for these query sets, with the states that they need."""
         self.model.eval()
         states = methods.StateTable(self.evaluator, self.model, sets)
@@ -169,60 +192,66 @@ class _Run:
         asked = [p for p in sets if p.kind != "none"]
         if asked and self.model.answering is not self.model:
             answering = methods.StateTable(self.evaluator, self.model.answering, asked)
-        return methods.Prompted(states, answering, self.model)
+        return kind(states, answering, self.model, **more)
 
     def _evaluate(self, stages):
         """Every method on every query set; the weights of each stage come from its best checkpoint."""
         name, results = self.config["model"], []
+        if self.config["baselines"]:
+            for suffix in _FINE_TUNED:
+                self._load_weights(f"Base{suffix}")
+                results += self._plain_and_filtered(suffix, self._unprompted(self.materials.test))
         for number in stages:
-            state = checkpoints.load(self.folder / "checkpoints" / f"stage{number}.best.pt", self.config["device"])
-            self.model.load_state_dict(state["state_dict"])
+            self._load_weights(f"stage{number}")
             if number == 1:
-                results += self._baselines(methods.StateTable(self.evaluator, self.model, self.materials.test, self.show))
+                base = self._unprompted(self.materials.test)
+                results = self._plain_and_filtered("", base) + results + self._text_baselines(base)
             else:
                 label = name if number == stages[-1] else f"{name}/stage{number}"
                 results += self._measure(label, self._prompted(self.materials.test))
+        if stages[-1] > 1:
+            prompted = [p for p in self.materials.test if p.kind != "none"]
+            results += self._measure(f"{name}/rand", self._prompted(prompted, methods.RandomPrompts, seed=self.config["seed"]), prompted)
         return results + report.averages(results)
 
-    def _baselines(self, states):
-        """Base, Filter, and the two text baselines, on stage 1."""
+    def _load_weights(self, stage):
+        state = checkpoints.load(self.folder / "checkpoints" / f"{stage}.best.pt", self.config["device"])
+        self.model.load_state_dict(state["state_dict"])
+
+    def _plain_and_filtered(self, suffix, base):
+        categories = torch.from_numpy(self.sequences.categories).to(self.config["device"])
+        rows = self._measure(f"Base{suffix}", base)
+        return rows + self._measure(f"Filter{suffix}", methods.Filter(base, categories), tasks=("POS", "NEG"))
+
+    def _text_baselines(self, base):
+        """What the items' text gives, alone and beside stage 1."""
         bank, device = self.materials.bank, self.config["device"]
-        items = self.model.item_matrix().detach()
-        base = methods.Base(states, items)
-        rows = self._measure("Base", base)
-        rows += self._measure("Filter", methods.Filter(base, torch.from_numpy(self.sequences.categories).to(device)), tasks=("POS", "NEG"))
         cosine = methods.TextFit(MeanText(bank, device), bank.vectors)
         if not cosine.text.vectors.any():
-            return rows
-        rows += self._measure("Text", cosine, tasks=("POS", "NEG"))
+            return []
+        rows = self._measure("Text", cosine, tasks=("POS", "NEG"))
+        description = methods.TextFit(DescriptionText(bank, device), bank.vectors)
+        rows += self._with_text("CTRL-Rec", base, description, _COSINE_WEIGHTS, lambda prompted: prompted.queries.task)
         rows += self._with_text("Base+text", base, cosine, _COSINE_WEIGHTS)
         if self.model.item_text is not None:
             likelihood = methods.TextFit(self.model.item_text, bank.asked)
             rows += self._with_text("Base+likelihood", base, likelihood, _LIKELIHOOD_WEIGHTS)
         return rows
 
-    def _with_text(self, label, base, text, grid):
-        """Base + w x text, w chosen on validation for each task and kind of prompt."""
+    def _with_text(self, label, base, text, grid, group=lambda prompted: prompted.name):
+        """Base + w x text, w chosen on validation for each group of query sets: by default each task and kind of prompt."""
         rows, valid = [], [p for p in self.materials.valid if p.kind != "none"]
-        valid_base = methods.Base(methods.StateTable(self.evaluator, self.model, valid), base.items)
-        for tuned in valid:
-            weight, _ = methods.tuned_weight(self.evaluator, valid_base, text, tuned, grid)
-            self._say(f"{label}: w = {weight} for {tuned.name}, chosen on validation")
-            only = [p for p in self.materials.test if p.name == tuned.name]
+        valid_base = self._unprompted(valid)
+        for name in dict.fromkeys(map(group, valid)):
+            weight, _ = methods.tuned_weight(self.evaluator, valid_base, text, [p for p in valid if group(p) == name], grid)
+            self._say(f"{label}: w = {weight} for {name}, chosen on validation")
+            only = [p for p in self.materials.test if p.kind != "none" and group(p) == name]
             rows += self._measure(label, methods.WeightedSum(base, text, weight), only)
         return rows
 
     def _measure(self, label, method, sets=None, tasks=("SEQ", "POS", "NEG")):
-        rows = []
-        for prompted in sets or [p for p in self.materials.test if p.queries.task in tasks]:
-            rows.append(
-                {
-                    **{"method": label, "task": prompted.queries.task, "prompt": prompted.kind},
-                    **{"window": prompted.queries.window, "queries": len(prompted)},
-                    "metrics": self.evaluator.mean(prompted, method.score),
-                }
-            )
-        return rows
+        sets = sets or [p for p in self.materials.test if p.queries.task in tasks]
+        return [self.evaluator.row(label, prompted, self.evaluator.per_query(prompted, method.score)) for prompted in sets]
 
     def _write(self, results):
         config, folder = self.config, self.folder
@@ -240,9 +269,9 @@ class _Run:
             "history": self.history,
             "results": results,
         }
-        write_results(folder, result)
         if self.history:
             report.plot_curves(folder / "curves.png", self.history)
+        write_results(folder, result, self.evaluator.scored)
         self._show_samples()
         return {**result, "folder": str(folder)}
 
@@ -280,12 +309,18 @@ class _Run:
             print(line, flush=True)
 
 
-def write_results(folder, result):
-    """metrics.json and table.md, each whole or not at all."""
-    with checkpoints.replacing(folder / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
+def write_results(folder, result, scored):
+    """per_query.npz, table.md and metrics.json, each whole or not at all; the last says that the run has ended.
+
+    Args:
+        scored: as `Evaluator.scored`.
+    """
+    with checkpoints.replacing(folder / "per_query.npz") as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **scored)
     with checkpoints.replacing(folder / "table.md") as temporary:
         temporary.write_text(report.table(result), encoding="utf-8")
+    with checkpoints.replacing(folder / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def versions():

@@ -67,12 +67,13 @@ def run_recbole_model(config, folder):
         "dataset_stats": sequences.stats(),
         "seconds": {chapter: round(value, 1) for chapter, value in seconds.items()},
         "peak_memory_mb": peak_memory_mb(),
+        "training": model.training,
         "history": history,
         "results": results + report.averages(results),
     }
-    write_results(folder, result)
-    if history and config["MODEL_TYPE"] != ModelType.TRADITIONAL:  # those learn without epochs
+    if history and model.training:
         report.plot_curves(folder / "curves.png", history)
+    write_results(folder, result, evaluator.scored)
     return {**result, "folder": str(folder)}
 
 
@@ -86,6 +87,10 @@ class RecBoleModel:
         dataset: what `read_sequences` gave for `dataset_class(config)`; it is built (RecBole's word for split) here.
         sequences: Sequences of that dataset.
         folder: where the checkpoint goes, in RecBole's own form.
+
+    Attributes:
+        training: how the training ended: {"epochs": trained, "cap": the most that it might, "stopped_early": whether
+            RecBole's early stopping ended it}; None before, and for models that learn without epochs.
     """
 
     def __init__(self, config, dataset, sequences, folder):
@@ -105,6 +110,7 @@ class RecBoleModel:
         self.trainer.saved_model_file = str(self.file)
         self.trainer.item_tensor = self.test_set.get_item_feature().to(config["device"])
         self.trainer.tot_item_num = sequences.n_items
+        self.training = None
 
     def _split(self, dataset):
         """RecBole's loaders of training and validation, as its `data_preparation` makes them, and the test dataset."""
@@ -135,6 +141,9 @@ class RecBoleModel:
             self._resume()
         if not started or trainer.start_epoch < trainer.epochs:
             trainer.fit(self.train_data, self.valid_data, verbose=False, show_progress=show_progress)
+        if self.config["MODEL_TYPE"] != ModelType.TRADITIONAL:
+            trained = max(trainer.train_loss_dict, default=trainer.start_epoch - 1) + 1
+            self.training = {"epochs": trained, "cap": trainer.epochs, "stopped_early": trainer.cur_step > trainer.stopping_step}
         trainer.resume_checkpoint(self.file)
         self.model.eval()
         return trainer.history
@@ -222,12 +231,7 @@ def _measured(label, method, evaluator, test):
             ranked[key] = queries.position, evaluator.per_query(prompted, method.score)
         position, metrics = ranked[key]
         at = np.searchsorted(position, queries.position)
-        rows.append(
-            {
-                **{"method": label, "task": queries.task, "prompt": prompted.kind, "window": queries.window},
-                **{"queries": len(prompted), "metrics": {name: float(values[at].mean()) for name, values in metrics.items()}},
-            }
-        )
+        rows.append(evaluator.row(label, prompted, {name: values[at] for name, values in metrics.items()}))
     return rows
 
 

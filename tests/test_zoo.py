@@ -174,6 +174,16 @@ def test_resume_goes_on_from_the_checkpoint(data, tmp_path):
     assert done["results"] == second["results"]
 
 
+def test_how_the_training_ended(data, tmp_path):
+    """A cap of two epochs; early stopping at the first epoch that is no better; a model that only counts."""
+    capped = run(data, "GRU4Rec", tmp_path / "capped", epochs=2)
+    stopped = run(data, "GRU4Rec", tmp_path / "stopped", epochs=20, stopping_step=0, learning_rate=1.0)
+    assert capped["training"] == {"epochs": 2, "cap": 2, "stopped_early": False}
+    assert stopped["training"] == {"epochs": len(stopped["history"]), "cap": 20, "stopped_early": True}
+    assert len(stopped["history"]) < 20
+    assert run(data, "Pop", tmp_path / "pop")["training"] is None
+
+
 def test_the_same_seed_gives_the_same_figures(data, tmp_path):
     a, b = (run(data, "NARM", tmp_path / name, epochs=1) for name in "ab")
     assert a["results"] == b["results"]

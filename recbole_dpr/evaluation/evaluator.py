@@ -69,14 +69,20 @@ class Evaluator:
 
     Args:
         sequences: Sequences.
-        config: the keys topk, mask_history, eval_batch_size, MAX_ITEM_LIST_LENGTH.
+        config: the keys topk, mask_history, eval_batch_size, MAX_ITEM_LIST_LENGTH, valid_metric.
+
+    Attributes:
+        scored: dict of arrays [Q], what goes into per_query.npz: "method|task|prompt|window" -> float32, the
+            valid_metric of every query; "user|task|prompt|window" -> int32, whose queries these are. The window of
+            SEQ is "-".
     """
 
     def __init__(self, sequences, config):
         self.sequences = sequences
         self.cutoffs = sorted(config["topk"])
         self.mask_history, self.batch_size = config["mask_history"], config["eval_batch_size"]
-        self.max_length = config["MAX_ITEM_LIST_LENGTH"]
+        self.max_length, self.metric = config["MAX_ITEM_LIST_LENGTH"], config["valid_metric"]
+        self.scored = {}
 
     @torch.no_grad()
     def states(self, model, positions, show_progress=False):
@@ -118,6 +124,18 @@ class Evaluator:
             hits.append(hits_at(scores, targets, self.cutoffs[-1]).cpu())
         n_targets = torch.from_numpy((queries.targets != NO_ITEM).sum(axis=1))
         return ranking_metrics(torch.cat(hits), n_targets, self.cutoffs)
+
+    def row(self, method, prompted, metrics):
+        """A row of metrics.json from what `per_query` gave; the queries' own values are kept in `scored`."""
+        queries = prompted.queries
+        where = f"{queries.task}|{prompted.kind}|{queries.window or '-'}"
+        if self.metric in metrics:  # RecBole's models may be validated on one that is none of ours
+            self.scored[f"{method}|{where}"] = metrics[self.metric].numpy().astype(np.float32)
+            self.scored[f"user|{where}"] = self.sequences.user_of[queries.position].astype(np.int32)
+        return {
+            **{"method": method, "task": queries.task, "prompt": prompted.kind, "window": queries.window},
+            **{"queries": len(prompted), "metrics": {name: float(values.mean()) for name, values in metrics.items()}},
+        }
 
     def mean(self, prompted, score):
         """Metrics averaged over the queries: dict of floats."""

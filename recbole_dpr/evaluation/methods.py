@@ -68,10 +68,30 @@ class Prompted:
         state = self.states(prompted, rows)
         if prompted.kind == "none":
             return self.model.unprompted_vectors(state) @ self.items.T
-        prompt = torch.from_numpy(prompted.prompt[rows]).to(state.device)
-        vectors, tokens = self.model.prompt_vectors[prompt], self.model.tokens_of(prompt)
+        vectors, tokens = self._read(torch.from_numpy(prompted.prompt[rows]).to(state.device))
         answering = self.answering(prompted, rows)
         return self.model.prompted_vectors(state, answering, vectors, prompted.queries.intent, tokens) @ self.items.T
+
+    def _read(self, prompt):
+        """What the model is told: vectors [B, D] of rows of the prompt table, and their token keys (or None)."""
+        return self.model.prompt_vectors[prompt], self.model.tokens_of(prompt)
+
+
+class RandomPrompts(Prompted):
+    """DPR-Rand: a DPR model that meets a random vector of norm 1 in the place of every prompt (arXiv:2602.18929).
+
+    What it keeps above Base is not the prompts' doing. With token keys that vector is the only token.
+    """
+
+    def __init__(self, states, answering, model, seed):
+        super().__init__(states, answering, model)
+        table = torch.randn(model.prompt_vectors.shape, generator=torch.Generator().manual_seed(seed))
+        self.vectors = torch.nn.functional.normalize(table, dim=1).to(model.prompt_vectors.device)
+
+    def _read(self, prompt):
+        vectors = self.vectors[prompt]
+        tokens = (vectors[:, None], torch.zeros(len(vectors), 1, dtype=torch.bool, device=vectors.device))
+        return vectors, tokens if self.model.token_keys else None
 
 
 class TextFit:
@@ -111,15 +131,18 @@ class WeightedSum:
         return self.base.score(prompted, rows).add_(self.text.score(prompted, rows), alpha=self.weight)
 
 
-def tuned_weight(evaluator, base, text, prompted, grid, metric="NDCG@10"):
+def tuned_weight(evaluator, base, text, sets, grid, metric="NDCG@10"):
     """The w of `WeightedSum` with the best validation metric.
 
     Args:
-        prompted: PromptedQueries of the validation part; grid: weights to try.
+        sets: list of PromptedQueries of the validation part, which count alike; grid: weights to try.
 
     Returns:
         the weight, and its metric.
     """
-    scored = [(evaluator.mean(prompted, WeightedSum(base, text, w).score)[metric], w) for w in grid]
-    best, weight = max(scored)
+
+    def mean(weight):
+        return sum(evaluator.mean(prompted, WeightedSum(base, text, weight).score)[metric] for prompted in sets) / len(sets)
+
+    best, weight = max((mean(w), w) for w in grid)
     return weight, best

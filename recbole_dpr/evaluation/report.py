@@ -106,16 +106,16 @@ def plot_curves(path, history):
     """Loss and validation metrics over all epochs, stage by stage.
 
     Args:
-        path: PNG file to write; history: list of one dict per epoch with stage, epoch, loss and metrics.
+        path: PNG file to write; history: list of one dict per epoch with stage (number or name), epoch, loss and metrics.
     """
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(8, 6), layout="constrained")
     epochs = range(1, len(history) + 1)
     above.set_ylabel("training loss")
     below.set(ylabel="validation NDCG@10", xlabel="epoch")
     names = dict.fromkeys(name for row in history for name in row if name not in ("stage", "epoch", "loss", "score"))
-    for stage in sorted({row["stage"] for row in history}):
+    for stage in dict.fromkeys(row["stage"] for row in history):
         at = [i for i, row in zip(epochs, history) if row["stage"] == stage]
-        above.plot(at, [history[i - 1]["loss"] for i in at], marker=".", label=f"stage {stage}")
+        above.plot(at, [history[i - 1]["loss"] for i in at], marker=".", label=stage if isinstance(stage, str) else f"stage {stage}")
         for axis in (above, below):
             axis.axvline(at[0] - 0.5, color="0.85", zorder=0)
     for name in names:

@@ -227,6 +227,16 @@ class Promptable:
                 losses.append(weights[name] * self._prompted_loss(states[part.rows], items, part))
         return tuple(losses)
 
+    def implicit_loss(self, batch):
+        """Weighted losses (POS, NEG) of a PackedBatch's prompted targets on the unprompted backbone, which is told no prompt."""
+        states, items = self.batch_states(batch), self.item_matrix()
+        return tuple(
+            self.loss_weights[name]
+            * softmax_cross_entropy(states[part.rows], items, part.targets, self.prompt_temperature, dtype=self.softmax_dtype)
+            for part, name in zip(batch.prompted, ("pos", "neg"))
+            if self.loss_weights[name] and len(part.rows)
+        )
+
     @contextmanager
     def _backbone_as_it_trains(self):
         """With a frozen backbone: no gradient, and no dropout, so that the tower sees the states it will answer from."""

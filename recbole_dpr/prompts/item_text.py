@@ -24,7 +24,7 @@ class ItemText:
     """
 
     def __init__(self, bank, device="cpu"):
-        phrases, self._about = torch.from_numpy(bank.phrase), _rows_of(bank.vectors, torch.from_numpy(bank.about))
+        phrases, self._about = torch.from_numpy(self._phrases(bank)), _rows_of(bank.vectors, torch.from_numpy(bank.about))
         self._count = (phrases != NO_PROMPT).sum(1)
         self._sum = sum(_rows_of(bank.vectors, column) for column in phrases.T)
         self._fit(bank.vectors, phrases)
@@ -43,6 +43,11 @@ class ItemText:
         """
         return self._side(items, self._sum[items] - phrases, self._count[items] - 1)
 
+    @staticmethod
+    def _phrases(bank):
+        """int64 [V, K]: the phrases that count as known."""
+        return bank.phrase
+
     def _fit(self, prompts, phrases):
         """Find what `_side` needs; it is kept as tensors."""
 
@@ -57,6 +62,20 @@ class MeanText(ItemText):
     def _side(self, items, total, count):
         known = torch.where((count > 0)[:, None], total, self._about[items])
         return torch.nn.functional.normalize(known, dim=-1), total.new_zeros(len(total))
+
+
+class DescriptionText(ItemText):
+    """The cosine of the prompt and the mean of the item's description: title and categories, and each training tag.
+
+    The item's side of CTRL-Rec (arXiv:2510.12742), where a request meets what the catalogue says of an item.
+    """
+
+    @staticmethod
+    def _phrases(bank):
+        return bank.phrase[:, : bank.tag[0].shape[1]]  # without the wishes behind them
+
+    def _side(self, items, total, count):
+        return torch.nn.functional.normalize(total + self._about[items], dim=-1), total.new_zeros(len(total))
 
 
 class LikelihoodText(ItemText):

@@ -22,14 +22,19 @@ class StageTrainer(Trainer):
 
     Args:
         config: recbole Config; model: Promptable.
-        stage: number of the stage (1, 2, 3); settings: its keys.
+        stage: number of the stage; 2 and 3 train the prompted path, any other the unprompted backbone. settings: its keys.
         validate: () -> dict metric name -> value, with the key "score" that early stopping follows.
         folder: where `stage<n>.last.pt` and `stage<n>.best.pt` go; identity: what they note of the data.
+        name: of a stage that is none of DPR's own, for these files and the history.
+        loss: PackedBatch -> tuple of losses; default the model's `calculate_loss`.
     """
 
-    def __init__(self, config, model, stage, settings, validate, folder, identity):
+    def __init__(self, config, model, stage, settings, validate, folder, identity, name=None, loss=None):
         self.stage, self.settings, self.validate, self.identity = stage, settings, validate, identity
-        self.best_file, self.last_file = (Path(folder) / f"stage{stage}.{name}.pt" for name in ("best", "last"))
+        self.name, self.loss = name, loss or model.calculate_loss
+        self.title = name or f"stage {stage}"
+        self.trains_prompts = stage in (2, 3)
+        self.best_file, self.last_file = (Path(folder) / f"{name or f'stage{stage}'}.{kind}.pt" for kind in ("best", "last"))
         self.history, self.last_result = [], {}
         with tensorboard_in(Path(folder) / "tensorboard"):
             super().__init__(config, model)
@@ -41,7 +46,7 @@ class StageTrainer(Trainer):
     def _build_optimizer(self, **kwargs):
         """Adam (or RecBole's `learner`) with a learning rate for the backbone and one for what DPR adds."""
         rate, model = self.settings["learning_rate"], self.model
-        if self.stage == 1:
+        if not self.trains_prompts:
             return super()._build_optimizer(params=model.backbone_parameters(), learning_rate=rate)
         groups = [{"params": model.fusion_parameters(), "lr": rate}]
         if self.settings["backbone_learning_rate"]:
@@ -75,15 +80,15 @@ class StageTrainer(Trainer):
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         self.model.train()
-        self.model.train_backbone = self.stage == 1 or bool(self.settings["backbone_learning_rate"])
+        self.model.train_backbone = not self.trains_prompts or bool(self.settings["backbone_learning_rate"])
         self.model.prompt_noise = self.settings.get("prompt_noise", 0.0)
         torch.manual_seed(np.random.SeedSequence([self.config["seed"], self.stage, epoch_idx]).generate_state(1)[0])
         self._set_learning_rates(epoch_idx)
         train_data.epoch = epoch_idx
-        bar = tqdm(train_data, desc=f"stage {self.stage} epoch {epoch_idx + 1}/{self.epochs}", disable=not show_progress, leave=False)
+        bar = tqdm(train_data, desc=f"{self.title} epoch {epoch_idx + 1}/{self.epochs}", disable=not show_progress, leave=False)
         total, steps = torch.zeros((), device=self.device), 0
         for batch in bar:
-            loss = sum(self.model.calculate_loss(batch.to(self.device)))
+            loss = sum(self.loss(batch.to(self.device)))
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if self.clip_grad_norm:
@@ -104,13 +109,13 @@ class StageTrainer(Trainer):
     def _after_epoch(self, epoch, score):
         """Note the epoch and keep it on disk: what is lost by an interruption is at most one epoch."""
         result = self.last_result
-        self.history.append({"stage": self.stage, "epoch": epoch, "loss": self.train_loss_dict[epoch], **result})
+        self.history.append({"stage": self.name or self.stage, "epoch": epoch, "loss": self.train_loss_dict[epoch], **result})
         self.finished = self.cur_step > self.stopping_step
         self._save_last()
         shown = "  ".join(f"{name} {value:.4f}" for name, value in result.items() if name != "score")
         if self.config["show_progress"]:
             loss = self.train_loss_dict[epoch]
-            tqdm.write(f"stage {self.stage} epoch {epoch + 1}/{self.epochs}  loss {loss:.4f}  {shown}")
+            tqdm.write(f"{self.title} epoch {epoch + 1}/{self.epochs}  loss {loss:.4f}  {shown}")
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         """The best epoch so far; RecBole's loop calls this."""
