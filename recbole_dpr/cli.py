@@ -21,6 +21,8 @@ _HELP = """recbole-dpr: promptable sequential recommendation for RecBole
   recbole-dpr recommend FOLDER [--history=ID,ID,... | --user=ID] [--prompt="TEXT"] [--k=10] [--strength=1]
       lists without and with a prompt side by side, from the folder of a finished run; without a history for a new user
       --strength=S        0 the plain recommender, 1 as trained, 2 twice that; --prompt_encoder=FOLDER where it now lies
+  recbole-dpr demo FOLDER [--host=127.0.0.1] [--port=7860] [--prompt_encoder=FOLDER]
+      a web page: pick a user or build a history, type wishes, see both lists
   recbole-dpr doctor
       versions, patches applied, what is missing and how to install it
 """
@@ -84,7 +86,7 @@ def _run(argv):
     print(f"written: {result['folder']}")
 
 
-_SERVING_TEXT = ("history", "user", "prompt", "prompt_encoder")  # ids and words: 007 and yes are no numbers or truths
+_SERVING_TEXT = ("history", "user", "prompt", "prompt_encoder", "host")  # ids and words: 007 and yes are no numbers or truths
 
 
 def _serving_arguments(command, argv, keys):
@@ -113,6 +115,13 @@ def _recommend(argv):
     print(shown.encode(encoding, "replace").decode(encoding))
 
 
+def _demo(argv):
+    rec, settings = _serving_arguments("demo", argv, ("host", "port", "prompt_encoder"))
+    from recbole_dpr.serving.demo import launch
+
+    launch(rec, **settings)
+
+
 def _doctor(argv):
     from recbole_dpr.doctor import main as doctor
 
@@ -121,4 +130,4 @@ def _doctor(argv):
     doctor()
 
 
-_COMMANDS = {"run": _run, "recommend": _recommend, "doctor": _doctor}
+_COMMANDS = {"run": _run, "recommend": _recommend, "demo": _demo, "doctor": _doctor}
