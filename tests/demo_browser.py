@@ -26,7 +26,7 @@ def main(folder, picture=None):
     blocks, address = launch(rec, port=_PORT, block=False)
     browser = _browser()
     try:
-        _try_out(browser, address)
+        _try_out(browser, rec, address)
         if picture:
             _take(browser, rec, address, picture)
     finally:
@@ -44,7 +44,7 @@ def _browser():
     return webdriver.Chrome(options, webdriver.ChromeService("/usr/bin/chromedriver"))
 
 
-def _try_out(browser, address):
+def _try_out(browser, rec, address):
     wait = WebDriverWait(browser, 30)
     browser.get(address)
     box = wait.until(lambda b: b.find_element(By.CSS_SELECTOR, "#prompt textarea, #prompt input"))
@@ -68,6 +68,11 @@ def _try_out(browser, address):
     wait.until(lambda b: len(b.find_elements(By.CSS_SELECTOR, "#wishes label")) > len(chips))
     browser.find_element(By.ID, "restart").click()
     wait.until(lambda b: not titles(2))
+    user = browser.find_element(By.CSS_SELECTOR, "#user input")
+    for name, said in (("<b>nobody</b>", "unknown user '<b>nobody</b>'"), (rec.users[0], "items in the history") if rec.users else ("", "0 items")):
+        user.send_keys(Keys.CONTROL, "a")
+        user.send_keys(name, Keys.ENTER)
+        wait.until(lambda b: said in b.find_element(By.ID, "lists").text)
     assert browser.title == "RecBole-DPR", browser.title
     for size in ((390, 844), (1280, 900)):  # a phone, a wide screen: nothing sticks out
         browser.set_window_size(*size)
@@ -81,11 +86,10 @@ def _try_out(browser, address):
 def _take(browser, rec, address, picture):
     """The page with a known user and a prompt, at the width of a laptop."""
     wait = WebDriverWait(browser, 30)
+    browser.set_window_size(1280, 1000)
     rec.titles = [title.removesuffix(_HOSTILE) for title in rec.titles]
     browser.get(address)
     box = wait.until(lambda b: b.find_element(By.CSS_SELECTOR, "#prompt textarea, #prompt input"))
-    user = browser.find_element(By.CSS_SELECTOR, "#user input")
-    user.send_keys(Keys.CONTROL, "a")
     for number, title in enumerate(("Fargo", "Pulp Fiction", "Usual Suspects")):
         watched = browser.find_element(By.CSS_SELECTOR, "#watched input")
         watched.send_keys(title, Keys.ENTER)

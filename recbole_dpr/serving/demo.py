@@ -24,7 +24,7 @@ _CSS = """
 .lists h3 {margin: 0 0 .5rem}
 .lists ol {list-style: none; margin: 0; padding: 0}
 .lists li {display: grid; grid-template-columns: 1.8rem 1fr auto; gap: 0 .4rem; padding: .45rem 0; border-top: 1px solid var(--border-color-primary)}
-.lists .rank, .lists .categories, .said {color: var(--body-text-color-subdued)}
+.lists .rank, .lists .categories, .said {opacity: .7}
 .lists .title {overflow-wrap: anywhere}
 .lists .categories {grid-column: 2 / -1; font-size: .8rem}
 .lists .move {font-size: .8rem; white-space: nowrap}
