@@ -161,7 +161,8 @@ def build(rec):
                     [], label="Understood as", info="A click turns a wish round", visible=False, elem_id="wishes", elem_classes="wishes"
                 )
                 strength = gr.Slider(0, 3, 1, step=0.25, label="Strength", info="0: no prompt, 1: as trained")
-                user = gr.Dropdown([("a new user", ""), *rec.users[:_USERS_OFFERED]], value="", label="User", allow_custom_value=True, elem_id="user")
+                users = [("a new user", ""), *rec.users[:_USERS_OFFERED]]
+                user = gr.Dropdown(users, value="", label="User", allow_custom_value=True, visible=bool(rec.users), elem_id="user")
                 watched = gr.Dropdown([(rec.title(item), item) for item in rec.items], multiselect=True, label="History: search titles", elem_id="watched")
                 gr.Examples(page.example_prompts(), prompt, label="Try")
             with gr.Column(scale=2, min_width=320):
