@@ -41,7 +41,7 @@ class UserTower(nn.Module):
         model, empty, length = self.model, (length == 0)[:, None], length.clamp(min=1)
         state = torch.where(empty, model.mean_states[0], model.encode(item_seq, length))
         plain = model.unprompted_vectors(state)
-        if not len(owner):
+        if owner.shape[0] == 0:
             return plain
         answering = torch.where(empty, model.mean_states[1], model.answering.encode(item_seq, length))
         resting = model.resting_vectors(state, answering)
