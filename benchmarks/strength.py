@@ -36,6 +36,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402 the backend comes first: there may be no screen
 
 STRENGTHS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 5)
+_LABELLED = (0, 0.25, 0.5, 1, 2, 5)
 _TOP = 10
 _AT_ONCE = 64  # queries: longer batches leave the cache of the processor
 _COLUMNS = ("intent", "strength", "fit", "seq_ndcg@10", "task_ndcg@10")
@@ -111,7 +112,8 @@ def _plot(path, rows, window):
         left.plot([row[2] for row in own], [row[3] for row in own], marker=".", label=label)
         right.plot([row[1] for row in own], [row[4] for row in own], marker=".", label=f"{task}, window {window}")
         for _, strength, fit, seq, _ in own:
-            left.annotate(f"{strength:g}", (fit, seq), xytext=(3, 3), textcoords="offset points", fontsize=7)
+            if strength in _LABELLED:
+                left.annotate(f"{strength:g}", (fit, seq), xytext=(4, 3), textcoords="offset points", fontsize=8)
     left.set(xlabel="prompt fit: share of the top 10", ylabel="NDCG@10 of the next item", title="an arbitrary wish; numbers: strength")
     right.set(xlabel="strength", ylabel="NDCG@10 of complying targets", title="the tasks")
     for axis in (left, right):

@@ -280,13 +280,14 @@ def _clauses(prompt):
 
 def _strengths(strength, clauses):
     """One strength for each clause."""
-    given = list(strength) if isinstance(strength, (list, tuple, np.ndarray)) else [strength] * len(clauses)
-    if len(given) != len(clauses):
+    several = isinstance(strength, (list, tuple, np.ndarray))
+    if several and len(strength) != len(clauses):
         raise UserError(f"strength={_shown(strength)}: the prompt has {len(clauses)} clauses; give one number, or one for each")
-    for value in [strength] if not given and not isinstance(strength, (list, tuple)) else given:
+    values = list(strength) if several else [strength]
+    for value in values:
         if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < np.inf:
             raise UserError(f"strength={_shown(value)}: a number from 0 is needed; 0 is no prompt, 1 as trained")
-    return [float(value) for value in given]
+    return [float(value) for value in values] * (1 if several else len(clauses))
 
 
 def _shown(value):
