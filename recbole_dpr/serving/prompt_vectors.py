@@ -12,8 +12,8 @@ _KEPT = 10_000  # texts; 15 MB with vectors of size 384
 class PromptVectors:
     """A sentence encoder for many threads, with a memory.
 
-    Hugging Face's tokenizers refuse two callers at once ("Already borrowed"), so texts are encoded one call after
-    the other; known ones wait for nobody.
+    Hugging Face's tokenizers may refuse two callers at once ("Already borrowed", where their settings change), so texts
+    are encoded one call after the other; known ones wait for nobody.
 
     Args:
         encoder: PromptEncoder.

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from numbers import Real
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from recbole_dpr.model import promptable
 from recbole_dpr.model.backbones import ItemVocabulary
 from recbole_dpr.prompts.encoder import PromptEncoder
 from recbole_dpr.prompts.intent import Clause, parse_prompt
-from recbole_dpr.serving import users
+from recbole_dpr.serving import known_users
 from recbole_dpr.serving.prompt_vectors import PromptVectors
 from recbole_dpr.serving.user_tower import UserTower
 from recbole_dpr.train.checkpoints import replacing
@@ -88,18 +88,12 @@ class Recommender:
             UserError: the user is unknown, or the folder has no users.
         """
         if self._users is None:
-            raise UserError(f"user={user!r}: this model's folder has no {users.FILE} (runs of older versions have none); give a history instead")
+            raise UserError(f"user={_shown(user)}: this model's folder has no {known_users.FILE} (runs of older versions have none); give a history instead")
         rows = self._users.rows(user)
         if rows is None:
             known = ", ".join(self.users[:3])
             raise UserError(f"unknown user {_shown(user)}: the model knows {len(self.users):,} users, such as {known}; for anyone else give a history")
         return [self.items[row - 1] for row in rows]
-
-    def find(self, text, k=20):
-        """At most k external ids of items whose title has every word of a text."""
-        words = str(text).casefold().split()
-        found = (item for item, title in zip(self.items, self.titles) if all(word in title.casefold() for word in words))
-        return list(islice(found, k)) if words else []
 
     def title(self, item):
         """The title of an external id; the id itself where there is none."""
@@ -147,7 +141,7 @@ class Recommender:
             UserError: an unknown user or category, or a value out of range.
         """
         if user is not None:
-            if history:
+            if history is not None:
                 raise UserError(f"user={_shown(user)} and a history: give one of them")
             history = self.history(user)
         return self.recommend_batch([history], [prompt], k, exclude_seen, strength=[strength], **filters)[0]
@@ -219,7 +213,7 @@ class Recommender:
         """Rows of the item table, from 1, of the known ones among external ids."""
         if isinstance(items, (str, bytes)) or not isinstance(items, Iterable | None):
             raise UserError(f"{name}={_shown(items)}: a list of item ids is needed, such as ['50', '172']")
-        items = [str(item) for item in items or ()]
+        items = [str(item) for item in (() if items is None else items)]
         unknown_items = [item for item in items if item not in self._index]
         if unknown_items:
             shown = ", ".join(unknown_items[:5]) + (" …" if len(unknown_items) > 5 else "")
@@ -322,7 +316,7 @@ def save(folder, model, config, sequences, encoder):
     }
     with replacing(folder / "model.json") as temporary:
         temporary.write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
-    users.save(folder, sequences)
+    known_users.save(folder, sequences)
 
 
 def load(folder, device="cpu", prompt_encoder=None):
@@ -350,5 +344,5 @@ def load(folder, device="cpu", prompt_encoder=None):
     encoder = PromptEncoder(prompt_encoder or trained_with["name"], trained_with["precision"], config["prompt_cache_dir"], device)
     if encoder.dim != trained_with["size"]:
         raise UserError(f"prompt_encoder={encoder.name!r} gives vectors of size {encoder.dim}, the model in {folder} needs {trained_with['size']}: {trained_with['name']}")
-    items, known = description["items"], users.read(folder, len(description["items"]) + 1)
+    items, known = description["items"], known_users.read(folder, len(description["items"]) + 1)
     return Recommender(model, items, description["titles"], description["categories"], encoder, config["MAX_ITEM_LIST_LENGTH"], known)
