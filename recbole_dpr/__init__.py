@@ -5,9 +5,14 @@ from recbole_dpr import compat
 compat.apply()  # before anything imports RecBole
 
 __version__ = "0.1.0"
-__all__ = ["load", "parse_prompt", "run_dpr"]
+__all__ = ["Clause", "load", "parse_prompt", "run_dpr"]
 
-_HOMES = {"run_dpr": "recbole_dpr.run", "load": "recbole_dpr.serving.recommender", "parse_prompt": "recbole_dpr.prompts.intent"}
+_HOMES = {
+    "run_dpr": "recbole_dpr.run",
+    "load": "recbole_dpr.serving.recommender",
+    "parse_prompt": "recbole_dpr.prompts.intent",
+    "Clause": "recbole_dpr.prompts.intent",
+}
 
 
 def __getattr__(name):

@@ -26,6 +26,11 @@ _HELP = """recbole-dpr: promptable sequential recommendation for RecBole
       --output_dir=FOLDER where the runs and the table go (default saved/benchmark-<dataset>); the same command again
                           takes over what has ended there and goes on with what was interrupted
       any other key as for run; each model gets those that it knows
+  recbole-dpr recommend FOLDER [--history=ID,ID,... | --user=ID] [--prompt="TEXT"] [--k=10] [--strength=1]
+      lists without and with a prompt side by side, from the folder of a finished run; without a history for a new user
+      --strength=S        0 the plain recommender, 1 as trained, 2 twice that; --prompt_encoder=FOLDER where it now lies
+  recbole-dpr demo FOLDER [--host=127.0.0.1] [--port=7860] [--prompt_encoder=FOLDER]
+      a web page: pick a user or build a history, type wishes, see both lists
   recbole-dpr doctor
       versions, patches applied, what is missing and how to install it
 """
@@ -56,8 +61,8 @@ def main(argv=None):
         return 130
 
 
-def parse_settings(argv):
-    """`--key=value` arguments -> dict; values are read as YAML, never evaluated.
+def parse_settings(argv, as_text=("model", "dataset", "config_files")):
+    """`--key=value` arguments -> dict; values are read as YAML, never evaluated, those of the keys `as_text` not even that.
 
     >>> parse_settings(["--epochs=3", "--windows=[3,5]"])
     {'epochs': 3, 'windows': [3, 5]}
@@ -71,7 +76,7 @@ def parse_settings(argv):
             raise UserError(f"argument '{argument}': the form --key=value is needed, such as --epochs=3 (see --help)")
         if key in settings:
             raise UserError(f"argument '{argument}': --{key}= is given twice")
-        settings[key] = value if key in ("model", "dataset", "config_files") else parse_value(value)
+        settings[key] = value if key in as_text else parse_value(value)
     return settings
 
 
@@ -104,6 +109,42 @@ def _benchmark(argv):
     print(f"written: {folder}")
 
 
+_SERVING_TEXT = ("history", "user", "prompt", "prompt_encoder", "host")  # ids and words: 007 and yes are no numbers or truths
+
+
+def _serving_arguments(command, argv, keys):
+    """FOLDER --key=value ... -> the loaded Recommender, and the settings."""
+    if not argv or argv[0].startswith("--"):
+        raise UserError(f"{command}: name the folder of a finished run first, as in recbole-dpr {command} saved/DPR_SASRec-ml-100k-...")
+    settings = parse_settings(argv[1:], _SERVING_TEXT)
+    for key in settings:
+        if key not in keys:
+            raise unknown("option", f"--{key}", [f"--{valid}" for valid in keys])
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from recbole_dpr.serving.recommender import load
+
+    return load(argv[0], prompt_encoder=settings.pop("prompt_encoder", None)), settings
+
+
+def _recommend(argv):
+    rec, settings = _serving_arguments("recommend", argv, ("history", "user", "prompt", "k", "strength", "prompt_encoder"))
+    from recbole_dpr.serving.terminal import comparison
+
+    if "user" in settings and "history" in settings:
+        raise UserError("--user= and --history=: give one of them")
+    history = rec.history(settings["user"]) if "user" in settings else settings.get("history", "").replace(",", " ").split()
+    shown = comparison(rec, history, settings.get("prompt"), settings.get("k", 10), settings.get("strength", 1.0))
+    encoding = sys.stdout.encoding or "utf-8"  # a terminal without the arrows shows ? for them
+    print(shown.encode(encoding, "replace").decode(encoding))
+
+
+def _demo(argv):
+    rec, settings = _serving_arguments("demo", argv, ("host", "port", "prompt_encoder"))
+    from recbole_dpr.serving.demo import launch
+
+    launch(rec, **settings)
+
+
 def _doctor(argv):
     from recbole_dpr.doctor import main as doctor
 
@@ -112,4 +153,4 @@ def _doctor(argv):
     doctor()
 
 
-_COMMANDS = {"run": _run, "benchmark": _benchmark, "doctor": _doctor}
+_COMMANDS = {"run": _run, "benchmark": _benchmark, "recommend": _recommend, "demo": _demo, "doctor": _doctor}

@@ -19,6 +19,8 @@ _REQUIRED = (
 _OPTIONAL = (
     ("recbole-dpr tune", "ray", "ray", "'ray[tune]'"),
     ("recbole-dpr demo", "gradio", "gradio", "gradio"),
+    ("a FAISS index", "faiss", "faiss-cpu", "faiss-cpu"),
+    ("the ONNX export", "onnxscript", "onnxscript", "onnx onnxscript onnxruntime"),
     ("the tests", "pytest", "pytest", "pytest"),
     ("the tests", "hypothesis", "hypothesis", "hypothesis"),
     ("RecBole's LightGBM", "lightgbm", "lightgbm", "lightgbm"),

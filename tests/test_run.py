@@ -182,7 +182,7 @@ def test_batch_equals_one_by_one(finished):
 
 @pytest.mark.parametrize("prompt", ["", "   ", "🎬", "x " * 5000, "فيلم كوميدي بدون رعب", "<b>comedy</b>", None])
 @pytest.mark.parametrize("history", [[], ["i1", "i2"], ["unknown"]])
-@pytest.mark.filterwarnings("ignore:1 items")
+@pytest.mark.filterwarnings("ignore:1 items", "ignore:a prompt of")
 def test_odd_requests_are_answered(finished, history, prompt):
     found = load(finished[0] / "out").recommend(history, prompt, k=3)
     assert len(found.items) == 3

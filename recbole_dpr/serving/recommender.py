@@ -5,7 +5,12 @@ Legend: B requests, V items without padding, d size of the retrieval vectors.
 
 import json
 import warnings
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +18,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from recbole_dpr.errors import UserError
+from recbole_dpr.errors import UserError, unknown
 from recbole_dpr.model import promptable
 from recbole_dpr.model.backbones import ItemVocabulary
-from recbole_dpr.prompts import description
 from recbole_dpr.prompts.encoder import PromptEncoder
-from recbole_dpr.prompts.intent import parse_prompt
+from recbole_dpr.prompts.intent import Clause, parse_prompt
+from recbole_dpr.serving import known_users
+from recbole_dpr.serving.prompt_vectors import PromptVectors
+from recbole_dpr.serving.user_tower import UserTower
 from recbole_dpr.train.checkpoints import replacing
 
 FORMAT = 1  # of model.json
+MAX_PROMPT = 1000  # characters; the encoder reads 64 tokens of a clause
+_AT_ONCE = 64  # requests answered together: larger batches leave the processor's cache
 
 
 @dataclass(frozen=True)
@@ -29,131 +38,256 @@ class Recommendations:
     """What was recommended, best first.
 
     Attributes:
-        items: external ids; titles: theirs ("" where the dataset has none); scores: floats.
+        items: external ids; titles: theirs ("" where the dataset has none); categories: lists of names; scores: floats.
         intents: "positive" / "negative" of each clause of the prompt; clauses: the clauses themselves.
+        plain_ranks: with `explain`, the rank from 1 that each item has without the prompt, other things being equal.
     """
 
     items: list
     scores: list
     titles: list
+    categories: list = field(default_factory=list)
     intents: list = field(default_factory=list)
     clauses: list = field(default_factory=list)
+    plain_ranks: list = field(default_factory=list)
+
+    @property
+    def moves(self):
+        """Places that each item rose (or fell, below 0) because of the prompt; with `explain`."""
+        return [before - now for now, before in enumerate(self.plain_ranks, start=1)]
 
 
 class Recommender:
-    """Answers with a DPR model; needs neither the dataset nor RecBole's Config.
+    """Answers with a DPR model; needs neither the dataset nor RecBole's Config. Any number of threads may ask at once.
 
     Args:
         model: Promptable, in eval mode. items: V external ids, titles: V titles, categories: V lists of names.
         encoder: PromptEncoder, the one the model was trained with. max_length: items of a history that count.
+        users: KnownUsers, or None.
     """
 
-    def __init__(self, model, items, titles, categories, encoder, max_length):
+    def __init__(self, model, items, titles, categories, encoder, max_length, users=None):
         self.model, self.encoder, self.max_length = model.eval(), encoder, max_length
         self.items, self.titles, self.categories = list(items), list(titles), list(categories)
+        self._users, self._tower, self._prompts = users, UserTower(model), PromptVectors(encoder, model.tagger)
         self._index = {item: row for row, item in enumerate(self.items, start=1)}
         with torch.no_grad():
             self._vectors = model.item_vectors()[1:].contiguous()  # [V, d]
+
+    # --- what is known
+
+    @property
+    def users(self):
+        """External ids of the users known by id; none where the folder has no users.safetensors."""
+        return self._users.ids if self._users else []
+
+    def history(self, user):
+        """The external item ids of a known user, oldest first.
+
+        Raises:
+            UserError: the user is unknown, or the folder has no users.
+        """
+        if self._users is None:
+            raise UserError(f"user={_shown(user)}: this model's folder has no {known_users.FILE} (runs of older versions have none); give a history instead")
+        rows = self._users.rows(user)
+        if rows is None:
+            known = ", ".join(self.users[:3])
+            raise UserError(f"unknown user {_shown(user)}: the model knows {len(self.users):,} users, such as {known}; for anyone else give a history")
+        return [self.items[row - 1] for row in rows]
+
+    def title(self, item):
+        """The title of an external id; the id itself where there is none."""
+        return self.titles[self._index[item] - 1] or item
+
+    @cached_property
+    def category_names(self):
+        """All categories, the most frequent first."""
+        return [name for name, _ in Counter(chain.from_iterable(self.categories)).most_common()]
+
+    # --- vectors, for any vector store
 
     @property
     def item_embeddings(self):
         """float32 [V, d], row order = `items`; score = dot product with `user_embedding`."""
         return self._vectors.cpu().numpy()
 
-    def user_embedding(self, history, prompt=None):
+    def user_embedding(self, history=None, prompt=None, strength=1.0):
         """float32 [d]: the retrieval vector of a history and a prompt."""
-        return self._user_vectors([self._known(history)], [parse_prompt(prompt or "")])[0].cpu().numpy()
+        return self.user_embeddings([history], [prompt], [strength])[0]
 
-    def recommend(self, history, prompt=None, k=10, exclude_seen=True):
+    def user_embeddings(self, histories, prompts, strength=1.0):
+        """float32 [B, d]; arguments as for `recommend_batch`."""
+        requests = self._requests(histories, prompts, strength)
+        return torch.cat([self._user_vectors(*part) for part in _parts(requests)] or [self._vectors[:0]]).cpu().numpy()
+
+    # --- answers
+
+    def recommend(self, history=None, prompt=None, k=10, exclude_seen=True, *, user=None, strength=1.0, **filters):
         """The k best items.
 
         Args:
             history: external item ids, oldest first; unknown ones are skipped with a warning, none at all is fine.
-            prompt: free text, or None.
+            prompt: free text, a list of `Clause`, or None.
             k: number of items, at least 1.
             exclude_seen: leave the history's items out.
+            user: the id of a known user, instead of a history.
+            strength: how much the prompt moves the list: 0 not at all, 1 as trained, or more; a list has one for each clause.
+            filters: `allow`, `deny`, `categories` and `explain`, as for `recommend_batch`.
 
         Returns:
-            Recommendations.
-        """
-        return self.recommend_batch([history], [prompt], k, exclude_seen)[0]
+            Recommendations; fewer than k where fewer are left.
 
-    def recommend_batch(self, histories, prompts, k=10, exclude_seen=True):
-        """`recommend` for B requests at once; `prompts` may hold None. Returns a list of Recommendations."""
+        Raises:
+            UserError: an unknown user or category, or a value out of range.
+        """
+        if user is not None:
+            if history is not None:
+                raise UserError(f"user={_shown(user)} and a history: give one of them")
+            history = self.history(user)
+        return self.recommend_batch([history], [prompt], k, exclude_seen, strength=[strength], **filters)[0]
+
+    def recommend_batch(
+        self, histories, prompts, k=10, exclude_seen=True, *, strength=1.0, allow=None, deny=None, categories=None, explain=False
+    ):
+        """`recommend` for B requests at once.
+
+        Args:
+            histories: B lists; for known users `[rec.history(user) for user in …]`. prompts: B, which may be None.
+            strength: a number for all, or B of what `recommend` takes.
+            allow: the only ids to recommend; deny: ids not to; unknown ones are skipped with a warning.
+            categories: recommend only items that have one of these.
+            explain: also rank without the prompts, for `plain_ranks`.
+
+        Returns:
+            list of B Recommendations.
+        """
         if not isinstance(k, int) or k < 1:
             raise UserError(f"k={k!r}: a whole number from 1 is needed")
-        if len(histories) != len(prompts):
-            raise UserError(f"{len(histories)} histories and {len(prompts)} prompts: one prompt (or None) for each history is needed")
-        known = [self._known(history) for history in histories]
-        clauses = [parse_prompt(prompt or "") for prompt in prompts]
-        scores = self._user_vectors(known, clauses) @ self._vectors.T  # [B, V]
-        if exclude_seen:
-            for row, history in enumerate(known):
-                scores[row, np.array(history, dtype=np.int64) - 1] = -torch.inf
-        best, rows = scores.topk(min(k, len(self.items)), dim=1)
-        return [self._answer(*answer) for answer in zip(best.tolist(), rows.tolist(), clauses)]
+        requests = self._requests(histories, prompts, strength)
+        barred = self._barred(allow, deny, categories)
+        return [answer for part in _parts(requests) for answer in self._answers(*part, k, exclude_seen, barred, explain)]
 
-    def _answer(self, scores, rows, clauses):
-        kept = [(row, score) for row, score in zip(rows, scores) if score > -np.inf]
+    def _answers(self, histories, clauses, strengths, k, exclude_seen, barred, explain):
+        scores = self._scores(histories, clauses, strengths, exclude_seen, barred)  # [B, V]
+        best, rows = scores.topk(min(k, len(self.items)), dim=1)
+        ranks = torch.zeros_like(rows)
+        if explain:
+            plain = self._scores(histories, [()] * len(clauses), [()] * len(clauses), exclude_seen, barred)
+            ranks = plain.argsort(dim=1, descending=True, stable=True).argsort(dim=1).gather(1, rows) + 1
+        return [self._answer(*answer, explain) for answer in zip(best.tolist(), rows.tolist(), ranks.tolist(), clauses)]
+
+    def _scores(self, histories, clauses, strengths, exclude_seen, barred):
+        scores = self._user_vectors(histories, clauses, strengths) @ self._vectors.T
+        scores[:, barred] = -torch.inf
+        if exclude_seen:
+            for row, history in enumerate(histories):
+                scores[row, np.array(history, dtype=np.int64) - 1] = -torch.inf
+        return scores
+
+    def _answer(self, scores, rows, ranks, clauses, explain):
+        kept = [i for i, score in enumerate(scores) if score > -np.inf]
+        rows = [rows[i] for i in kept]
         return Recommendations(
-            items=[self.items[row] for row, _ in kept],
-            scores=[score for _, score in kept],
-            titles=[self.titles[row] for row, _ in kept],
+            items=[self.items[row] for row in rows],
+            scores=[scores[i] for i in kept],
+            titles=[self.titles[row] for row in rows],
+            categories=[list(self.categories[row]) for row in rows],
             intents=[clause.intent for clause in clauses],
             clauses=list(clauses),
+            plain_ranks=[ranks[i] for i in kept] if explain else [],
         )
 
-    def _known(self, history):
-        if isinstance(history, (str, bytes)):
-            raise UserError(f"history={history!r}: a list of item ids is needed, such as ['50', '172']")
-        history = [str(item) for item in history]
-        unknown = [item for item in history if item not in self._index]
-        if unknown:
-            shown = ", ".join(unknown[:5]) + (" …" if len(unknown) > 5 else "")
-            warnings.warn(f"{len(unknown)} items of the history are unknown to the model and skipped: {shown}", stacklevel=4)
-        return [self._index[item] for item in history if item in self._index]
+    # --- requests: external -> rows, clauses, strengths
+
+    def _requests(self, histories, prompts, strength):
+        """(rows, clauses, strengths) of each request."""
+        if len(histories) != len(prompts):
+            raise UserError(f"{len(histories)} histories and {len(prompts)} prompts: one prompt (or None) for each history is needed")
+        strength = list(strength) if isinstance(strength, (list, tuple, np.ndarray)) else [strength] * len(prompts)
+        if len(strength) != len(prompts):
+            raise UserError(f"{len(strength)} strengths and {len(prompts)} prompts: one number for all, or one for each prompt is needed")
+        clauses = [_clauses(prompt) for prompt in prompts]
+        return [(self._rows(h, "history"), c, _strengths(s, c)) for h, c, s in zip(histories, clauses, strength)]
+
+    def _rows(self, items, name):
+        """Rows of the item table, from 1, of the known ones among external ids."""
+        if isinstance(items, (str, bytes)) or not isinstance(items, Iterable | None):
+            raise UserError(f"{name}={_shown(items)}: a list of item ids is needed, such as ['50', '172']")
+        items = [str(item) for item in (() if items is None else items)]
+        unknown_items = [item for item in items if item not in self._index]
+        if unknown_items:
+            shown = ", ".join(unknown_items[:5]) + (" …" if len(unknown_items) > 5 else "")
+            warnings.warn(f"{len(unknown_items)} items of the {name} are unknown to the model and skipped: {shown}", stacklevel=2)
+        return [self._index[item] for item in items if item in self._index]
+
+    def _barred(self, allow, deny, categories):
+        """bool [V], True for what the filters leave out."""
+        barred = torch.full((len(self.items),), allow is not None)
+        if allow is not None:
+            barred[np.array(self._rows(allow, "allow list"), dtype=np.int64) - 1] = False
+        barred[np.array(self._rows(deny, "deny list"), dtype=np.int64) - 1] = True
+        if categories is not None:
+            wanted = {categories} if isinstance(categories, str) else set(categories)
+            for name in wanted.difference(self.category_names):
+                raise unknown("category", name, self.category_names)
+            barred |= torch.tensor([wanted.isdisjoint(names) for names in self.categories])
+        return barred.to(self._vectors.device)
 
     @torch.no_grad()
-    def _user_vectors(self, histories, clauses):
-        """[B, d] for known histories and parsed prompts.
-
-        The clauses of a prompt each move the state through their expert, and the moves add up.
-        """
+    def _user_vectors(self, histories, clauses, strengths):
+        """[B, d]."""
         device = self._vectors.device
         recent = [history[-self.max_length :] for history in histories]
-        lengths = torch.tensor([max(1, len(h)) for h in recent])
-        item_seq = torch.zeros(len(recent), int(lengths.max()), dtype=torch.int64)
+        item_seq = torch.zeros(len(recent), max([1, *map(len, recent)]), dtype=torch.int64)
         for row, history in enumerate(recent):
             item_seq[row, : len(history)] = torch.tensor(history, dtype=torch.int64)
-        item_seq, lengths = item_seq.to(device), lengths.to(device)
-        empty = torch.tensor([not h for h in recent], device=device)[:, None]
-        mean, backbones = self.model.mean_states, (self.model, self.model.answering)
-        state = torch.where(empty, mean[0], backbones[0].encode(item_seq, lengths))
-        vectors = self.model.unprompted_vectors(state)
-        owner = [row for row, parts in enumerate(clauses) for _ in parts]
-        if not owner:
-            return vectors
-        answering = torch.where(empty, mean[1], backbones[1].encode(item_seq, lengths))
         flat = [clause for parts in clauses for clause in parts]
-        owner, intent = torch.tensor(owner, device=device), torch.tensor([c.expert for c in flat], device=device)
-        texts = [c.text for c in flat]
-        if self.model.tagger is not None:
-            texts = description.read(self.model.tagger, self.encoder, texts, cached=False)
-        prompt = torch.from_numpy(self.encoder.encode(texts, cached=False)).to(device)
-        prompted = self.model.prompted_vectors(state[owner], answering[owner], prompt, intent, self._tokens(texts, device))
-        resting = self.model.resting_vectors(state, answering)
-        moved = resting.index_add(0, owner, prompted - resting[owner])
-        asked = torch.zeros(len(state), dtype=torch.bool, device=device).index_fill(0, owner, True)
-        return torch.where(asked[:, None], moved, vectors)
+        texts, tokens = [clause.text for clause in flat], None
+        prompt = torch.from_numpy(self._prompts(texts)) if texts else torch.zeros(0, self.encoder.dim)
+        if texts and self.model.token_keys:
+            tokens = tuple(part.to(device) for part in self._prompts.tokens(texts))
+        inputs = (
+            *(item_seq, torch.tensor([len(history) for history in recent]), prompt),
+            torch.tensor([clause.expert for clause in flat], dtype=torch.int64),
+            torch.tensor([s for parts in strengths for s in parts], dtype=torch.float32),
+            torch.tensor([row for row, parts in enumerate(clauses) for _ in parts], dtype=torch.int64),
+        )
+        return self._tower(*(tensor.to(device) for tensor in inputs), tokens)
 
-    def _tokens(self, texts, device):
-        if not self.model.token_keys:
-            return None
-        flat, offsets = self.encoder.encode_tokens(texts, cached=False)
-        parts = [torch.from_numpy(flat[a:b]).float() for a, b in zip(offsets, offsets[1:])]
-        tokens = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
-        padding = torch.arange(tokens.shape[1]) >= torch.tensor([len(p) for p in parts])[:, None]
-        return tokens.to(device), padding.to(device)
+
+def _parts(requests):
+    """Requests, so many at a time that their scores fit into memory: (histories, clauses, strengths) of each part."""
+    for start in range(0, len(requests), _AT_ONCE):
+        yield tuple(zip(*requests[start : start + _AT_ONCE]))
+
+
+def _clauses(prompt):
+    """The clauses of a prompt in any of its forms."""
+    if prompt is None or isinstance(prompt, str):
+        if len(prompt or "") > MAX_PROMPT:
+            warnings.warn(f"a prompt of {len(prompt):,} characters is cut after {MAX_PROMPT:,}", stacklevel=2)
+        return parse_prompt((prompt or "")[:MAX_PROMPT])
+    if isinstance(prompt, (list, tuple)) and all(isinstance(clause, Clause) for clause in prompt):
+        return list(prompt)
+    raise UserError(f"prompt={_shown(prompt)}: a text, None or a list of Clause is needed")
+
+
+def _strengths(strength, clauses):
+    """One strength for each clause."""
+    several = isinstance(strength, (list, tuple, np.ndarray))
+    if several and len(strength) != len(clauses):
+        raise UserError(f"strength={_shown(strength)}: the prompt has {len(clauses)} clauses; give one number, or one for each")
+    values = list(strength) if several else [strength]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < np.inf:
+            raise UserError(f"strength={_shown(value)}: a number from 0 is needed; 0 is no prompt, 1 as trained")
+    return [float(value) for value in values] * (1 if several else len(clauses))
+
+
+def _shown(value):
+    """A value in a message, in short."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 class _Settings(dict):
@@ -164,7 +298,7 @@ class _Settings(dict):
 
 
 def save(folder, model, config, sequences, encoder):
-    """Write model.safetensors and model.json: all that `load` needs."""
+    """Write model.safetensors and model.json, all that `load` needs, and the users that the model then knows by id."""
     folder = Path(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(folder / "model.safetensors") as temporary:
@@ -182,6 +316,7 @@ def save(folder, model, config, sequences, encoder):
     }
     with replacing(folder / "model.json") as temporary:
         temporary.write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
+    known_users.save(folder, sequences)
 
 
 def load(folder, device="cpu", prompt_encoder=None):
@@ -209,4 +344,5 @@ def load(folder, device="cpu", prompt_encoder=None):
     encoder = PromptEncoder(prompt_encoder or trained_with["name"], trained_with["precision"], config["prompt_cache_dir"], device)
     if encoder.dim != trained_with["size"]:
         raise UserError(f"prompt_encoder={encoder.name!r} gives vectors of size {encoder.dim}, the model in {folder} needs {trained_with['size']}: {trained_with['name']}")
-    return Recommender(model, description["items"], description["titles"], description["categories"], encoder, config["MAX_ITEM_LIST_LENGTH"])
+    items, known = description["items"], known_users.read(folder, len(description["items"]) + 1)
+    return Recommender(model, items, description["titles"], description["categories"], encoder, config["MAX_ITEM_LIST_LENGTH"], known)

@@ -1,0 +1,60 @@
+"""Vectors of the prompts that people typed: the latest in memory, never on disk."""
+
+from collections import OrderedDict
+from threading import Lock
+
+import numpy as np
+import torch
+
+from recbole_dpr.prompts import description
+
+_KEPT = 10_000  # texts; 15 MB with vectors of size 384
+
+
+class PromptVectors:
+    """A sentence encoder for many threads, with a memory.
+
+    Hugging Face's tokenizers may refuse two callers at once ("Already borrowed", where their settings change), so texts
+    are encoded one call after the other; known ones wait for nobody.
+
+    Args:
+        encoder: PromptEncoder.
+        tagger: DescriptionTagger that finds what a prompt describes; None takes prompts as they are.
+    """
+
+    def __init__(self, encoder, tagger=None):
+        self.encoder, self.tagger = encoder, tagger
+        self._known, self._knowing, self._encoding = OrderedDict(), Lock(), Lock()
+
+    def __call__(self, texts):
+        """float32 [n, D]."""
+        texts = [_encodable(text) for text in texts]
+        with self._knowing:
+            found = {text: self._known[text] for text in texts if text in self._known}
+        missing = [text for text in dict.fromkeys(texts) if text not in found]
+        if missing:
+            with self._encoding:
+                found.update(zip(missing, self.encoder.encode(self._described(missing), cached=False)))
+        with self._knowing:
+            for text in found:
+                self._known[text] = found[text]
+                self._known.move_to_end(text)
+            while len(self._known) > _KEPT:
+                self._known.popitem(last=False)
+        return np.stack([found[text] for text in texts])
+
+    def tokens(self, texts):
+        """Token vectors float [n, L, D], and bool [n, L], True where there is none."""
+        with self._encoding:
+            flat, offsets = self.encoder.encode_tokens(self._described([_encodable(text) for text in texts]), cached=False)
+        parts = [torch.from_numpy(flat[a:b]).float() for a, b in zip(offsets, offsets[1:])]
+        tokens = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+        return tokens, torch.arange(tokens.shape[1]) >= torch.tensor([len(part) for part in parts])[:, None]
+
+    def _described(self, texts):
+        return texts if self.tagger is None else description.read(self.tagger, self.encoder, texts, cached=False)
+
+
+def _encodable(text):
+    """Half a surrogate pair, which JSON can bring, is text to Python and to nobody else."""
+    return text.encode("utf-8", "replace").decode("utf-8")
