@@ -74,7 +74,7 @@ def prepare_prompts(config, sequences, years, show_progress):
     """The prompt bank, embedded, and the evaluation sets with their prompts; and the encoder."""
     materials = prepare_queries(config, sequences, years)
     encoder = PromptEncoder(config["prompt_encoder"], config["encoder_precision"], config["prompt_cache_dir"], config["device"])
-    materials.bank.embed(encoder, show_progress)
+    materials.bank.embed(encoder, show_progress, config["prompt_keys"] == "token")
     return materials, encoder
 
 

@@ -37,7 +37,7 @@ class PromptBank:
     def __init__(self, templates, texts, category_names, about, rng):
         self.templates, self.texts, self.category_names = templates, texts, category_names
         self._rows = {}
-        self.vectors = None
+        self.vectors = self.tokens = None
         self.category = tuple(
             np.array([self._category_training_rows(intent, name) for name in category_names]) for intent in (POSITIVE, NEGATIVE)
         )
@@ -89,9 +89,15 @@ class PromptBank:
         """P texts, in the order of the rows."""
         return list(self._rows)
 
-    def embed(self, encoder, show_progress=False):
-        """Encode every text asked for so far; the table is `vectors`, float32 [P, D]."""
+    def embed(self, encoder, show_progress=False, with_tokens=False):
+        """Encode every text asked for so far.
+
+        The table is `vectors`, float32 [P, D]; `tokens` are None, or float16 [total, D] and their offsets, int64 [P + 1].
+        """
         self.vectors = torch.from_numpy(encoder.encode(self.all_texts, show_progress=show_progress))
+        if with_tokens:
+            flat, offsets = encoder.encode_tokens(self.all_texts, show_progress)
+            self.tokens = torch.from_numpy(flat), torch.from_numpy(offsets)
 
     def unwrapping(self, intent):
         """The linear map that takes the sentence around a description away: p -> p (I + M).
