@@ -18,6 +18,10 @@ def trial_name(trial):
     return f"trial_{int(trial.trial_id.rpartition('_')[2])}"
 
 
+def _number(result):
+    return int(result.path.rpartition("_")[2])  # of the folder that `trial_name` has named
+
+
 def rows(grid, keys):
     """One dict for each trial: its number, best score in the stage it got to, that stage, epochs of it, seconds, values, error.
 
@@ -29,7 +33,7 @@ def rows(grid, keys):
         metrics = result.metrics or {}
         found.append(
             {
-                "trial": int(result.path.rpartition("_")[2]),
+                "trial": _number(result),
                 **{"score": metrics.get(SCORE), "stage": metrics.get("stage"), "epoch": metrics.get("epoch")},
                 "seconds": round(metrics.get("time_total_s", 0), 1),
                 **{key: (result.config or {}).get(key) for key in keys},
@@ -69,16 +73,20 @@ def table(wanted, found, bigger):
 
 
 def _plot(path, wanted, grid):
+    """The score of each trial over its epochs, a line for each stage: scores of two stages do not compare."""
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for result in grid:
         told = result.metrics_dataframe
         if told is None or SCORE not in told:
             continue
-        number = int(result.path.rpartition("_")[2])
-        axis.plot(told[PROGRESS], told[SCORE], marker=".", linewidth=1, label=f"trial {number}" if number < _LABELLED else None)
-    axis.set(xlabel="stages done", ylabel="best validation score of the stage", title=f"{wanted.model} on {wanted.dataset}")
-    for end in range(1, int(axis.get_xlim()[1]) + 1):
+        number, colour = _number(result), f"C{_number(result) % 10}"
+        for _, stage in told.groupby("stage"):
+            axis.plot(stage[PROGRESS], stage[SCORE], marker=".", linewidth=1, color=colour)
+        if number < _LABELLED:
+            axis.plot([], [], color=colour, label=f"trial {number}")
+    for end in range(1, round(axis.get_xlim()[1])):
         axis.axvline(end, color="0.85", zorder=0)
+    axis.set(xlabel="stages done", ylabel="best validation score of the stage", title=f"{wanted.model} on {wanted.dataset}")
     axis.legend()
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
@@ -89,7 +97,7 @@ def _plot(path, wanted, grid):
 
 
 def progress_bar(trials, show):
-    return tqdm(total=trials, desc="trials", disable=not show)
+    return tqdm(total=trials, desc="trials", unit="trial", disable=not show)
 
 
 def standing(trial, result):

@@ -40,7 +40,7 @@ from recbole_dpr.tuning import report, trial
 _FIRST_LOOK, _REDUCTION = 0.5, 2
 # A RecBole model has one stage, of which early stopping usually leaves little: looks after 5, 10, 20, 40 ... epochs.
 _FIRST_EPOCHS = 5
-_REACHING, _ANSWERING = 3, 30  # seconds that a Ray cluster has for a connection, and to say how it is
+_REACHING, _ANSWERING = 3, 30  # seconds that a Ray cluster has to take a connection, and to answer
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # asks nobody and sends nothing
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -239,13 +239,15 @@ def _check_address(address):
             socket.create_connection((host, int(port)), timeout=_REACHING).close()
         except (OSError, OverflowError) as error:
             raise UserError(f"address={address}: no Ray cluster there ({error}); {way_out}") from None
-    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    connect = "import sys, ray; ray.init(sys.argv[1], logging_level='ERROR', log_to_driver=False)"
     try:
-        if subprocess.run(command, capture_output=True, timeout=_ANSWERING).returncode == 0:
-            return
+        tried = subprocess.run([sys.executable, "-c", connect, address], capture_output=True, text=True, timeout=_ANSWERING)
     except subprocess.TimeoutExpired:
-        pass
-    raise UserError(f"address={address}: no Ray cluster answers there; {way_out}")
+        raise UserError(f"address={address}: no Ray cluster answers there within {_ANSWERING} seconds; {way_out}") from None
+    if "AuthToken" in tried.stderr:  # Ray sends its token to an address only if it is told to
+        raise UserError(f"address={address}: the cluster wants a token that was not given, or another one; set RAY_AUTH_MODE=token, see Ray's token-auth page")
+    if tried.returncode:
+        raise UserError(f"address={address}: {(tried.stderr.splitlines() or ['no answer'])[-1]}; {way_out}")
 
 
 def _resources(wanted):
