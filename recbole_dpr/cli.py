@@ -5,6 +5,7 @@ import shlex
 import sys
 import traceback
 import warnings
+from pathlib import Path
 
 from recbole_dpr.errors import UserError, unknown
 
@@ -31,6 +32,13 @@ _HELP = """recbole-dpr: promptable sequential recommendation for RecBole
       --strength=S        0 the plain recommender, 1 as trained, 2 twice that; --prompt_encoder=FOLDER where it now lies
   recbole-dpr demo FOLDER [--host=127.0.0.1] [--port=7860] [--prompt_encoder=FOLDER]
       a web page: pick a user or build a history, type wishes, see both lists
+  recbole-dpr tune --model=NAME --dataset=NAME --params=FILE --trials=N [--config_files=...] [--key=value ...]
+      search for settings with Ray Tune (pip install 'ray[tune]'), on the validation score; keys as of run, for all trials
+      FILE: lines in RecBole's format ('hidden_size choice [64,128]', 'stage3.learning_rate loguniform -8,-4': exponents of e),
+      or .yaml ('hidden_size: {choice: [64, 128]}'); choice, uniform, quniform, loguniform
+      --address=HOST:PORT a running Ray cluster, or auto; default: Ray on this machine
+      --cpus_per_trial=1 --gpus_per_trial=0.5 --max_concurrent_trials=0
+      --resume=FOLDER     go on with an interrupted search (alone, or with --address=)
   recbole-dpr doctor
       versions, patches applied, what is missing and how to install it
 """
@@ -145,6 +153,30 @@ def _demo(argv):
     launch(rec, **settings)
 
 
+def _tune(argv):
+    settings = parse_settings(argv, ("model", "dataset", "config_files", "params", "address", "resume"))
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from recbole_dpr.tuning.search import resume, search
+
+    address = settings.pop("address", None)
+    if "resume" in settings:
+        folder = settings.pop("resume")
+        if settings:
+            raise UserError(f"argument '--{next(iter(settings))}': a resumed search takes all but --address= from {folder}/search.yaml")
+        found = resume(folder, address)
+    else:
+        for key in ("params", "trials"):
+            if key not in settings:
+                raise UserError(f"tune needs --{key}=, see recbole-dpr --help")
+        model, dataset = settings.pop("model", "DPR_SASRec"), settings.pop("dataset", "ml-100k")
+        files, params, trials = settings.pop("config_files", "").split(), settings.pop("params"), settings.pop("trials")
+        resources = {key: settings.pop(key) for key in ("cpus_per_trial", "gpus_per_trial", "max_concurrent_trials") if key in settings}
+        found = search(model, dataset, params, trials, files, settings, address, **resources)
+    print()
+    print(Path(found["folder"], "trials.md").read_text(encoding="utf-8"))
+    print(f"written: {found['folder']}; the best trial's settings: --config_files={found['folder']}/best.yaml")
+
+
 def _doctor(argv):
     from recbole_dpr.doctor import main as doctor
 
@@ -153,4 +185,4 @@ def _doctor(argv):
     doctor()
 
 
-_COMMANDS = {"run": _run, "benchmark": _benchmark, "recommend": _recommend, "demo": _demo, "doctor": _doctor}
+_COMMANDS = {"run": _run, "benchmark": _benchmark, "tune": _tune, "recommend": _recommend, "demo": _demo, "doctor": _doctor}

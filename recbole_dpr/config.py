@@ -259,6 +259,30 @@ def _merged_stages(files, overrides):
     return {**{k: v for k, v in overrides.items() if k.partition(".")[0] not in stages}, **stages}
 
 
+def merged_settings(model, config_files, overrides):
+    """What files and overrides say, as one dict: `make_config` gives the same for it as for them."""
+    files = [Path(file) for file in config_files]
+    if is_promptable(model):
+        overrides = _merged_stages(files, overrides)
+    merged = {key: value for file in files for key, value in read_yaml(file).items()}
+    return {**{key: value for key, value in merged.items() if key.partition(".")[0] not in overrides}, **overrides}
+
+
+def searchable_keys(model):
+    """The keys in which the trials of a search may differ, keys of a stage as `stage3.learning_rate`.
+
+    They are of the model and its training. What is read and embedded once for all trials, and what the trials are
+    compared on, stays the same; and what a DPR model has for each stage, it does not read above them.
+    """
+    shared = set(argument_list.general_arguments + argument_list.evaluation_arguments + argument_list.dataset_arguments)
+    shared |= set(read_yaml(properties_dir() / "dpr.yaml")) | _RECBOLE_EXTRAS - {"embedding_size"}
+    shared |= {"backbone", "eval_step", "stages", "stage1", "stage2", "stage3", "stage1_checkpoint"}
+    if not is_promptable(model):
+        return sorted(known_keys(model) - shared)
+    stages = sorted(f"stage{number}.{key}" for number in (1, 2, 3) for key in _STAGE_KEYS - {"valid_tasks"})
+    return sorted(known_keys(model) - shared - {"learning_rate", "stopping_step"}) + stages
+
+
 def known_keys(model):
     """The keys that a run of this model reads: RecBole's, its model file's, and ours."""
     folder = Path(find_spec("recbole").origin).parent / "properties"

@@ -77,12 +77,13 @@ def prepare_prompts(config, sequences, years, show_progress):
     """The prompt bank, embedded, and the evaluation sets with their prompts; and the encoder."""
     materials = prepare_queries(config, sequences, years)
     encoder = PromptEncoder(config["prompt_encoder"], config["encoder_precision"], config["prompt_cache_dir"], config["device"])
+    bank, with_tokens = materials.bank, config["prompt_keys"] == "token"
     if not config["read_prompts"]:
-        materials.bank.embed(encoder, show_progress)
+        bank.embed(encoder, show_progress, with_tokens=with_tokens)
         return materials, encoder
     rng = np.random.default_rng([config["seed"], _TAGGER_STREAM])
-    tagger = description.fitted(encoder, description.examples(materials.bank, rng), config["seed"], show_progress)
-    materials.bank.embed(encoder, show_progress, lambda texts: description.read(tagger, encoder, texts, show_progress))
+    tagger = description.fitted(encoder, description.examples(bank, rng), config["seed"], show_progress)
+    bank.embed(encoder, show_progress, lambda texts: description.read(tagger, encoder, texts, show_progress), with_tokens)
     return replace(materials, tagger=tagger), encoder
 
 

@@ -69,27 +69,32 @@ def run_dpr(model="DPR_SASRec", dataset="ml-100k", config_files=(), config_dict=
     return _Run(config, folder).result()
 
 
+def train_only(config, folder, materials, dataset, on_epoch):
+    """The training of a promptable model without its test, on what was read and embedded before: a trial of a search.
+
+    Args:
+        config: recbole Config; folder: Path; checkpoints that lie in it are gone on from.
+        materials, dataset: of `prepare_prompts` and `read_sequences`.
+        on_epoch: as of `StageTrainer.run`.
+    """
+    _Run(config, folder, on_epoch).train(materials, dataset)
+
+
 class _Run:
     """One run of a promptable model; each method is a chapter."""
 
-    def __init__(self, config, folder):
-        self.config, self.folder = config, folder
+    def __init__(self, config, folder, on_epoch=None):
+        self.config, self.folder, self.on_epoch = config, folder, on_epoch
         self.show = bool(config["show_progress"])
         self.seconds, self.history = {}, []
 
     def result(self):
         with self._timed("data"):
-            self.sequences, dataset = read_sequences(self.config)
-        self._say(f"{self.config['dataset']}: {_counted(self.sequences.stats())}")
+            sequences, dataset = read_sequences(self.config)
+        self._say(f"{self.config['dataset']}: {_counted(sequences.stats())}")
         with self._timed("prompts"):
-            self.materials, self.encoder = prepare_prompts(
-                self.config, self.sequences, item_years(dataset, self.config["YEAR_FIELD"]), self.show
-            )
-        self._build_model(dataset)
-        stages = self._stages()
-        for number in stages:
-            with self._timed(f"stage{number}"):
-                self._train(number)
+            materials, self.encoder = prepare_prompts(self.config, sequences, item_years(dataset, self.config["YEAR_FIELD"]), self.show)
+        stages = self.train(materials, dataset)
         if self.config["baselines"]:
             with self._timed("baselines"):
                 for suffix in _FINE_TUNED:
@@ -98,11 +103,21 @@ class _Run:
             results = self._evaluate(stages)
         return self._write(results)
 
+    def train(self, materials, dataset):
+        """Build the model and train its stages; returns their numbers."""
+        self.materials, self.sequences = materials, materials.sequences
+        self._build_model(dataset)
+        stages = self._stages()
+        for number in stages:
+            with self._timed(f"stage{number}"):
+                self._train(number)
+        return stages
+
     # --- chapters
 
     def _build_model(self, dataset):
         config, bank = self.config, self.materials.bank
-        config["prompt_size"], config["n_categories"] = self.encoder.dim, len(self.sequences.category_names)
+        config["prompt_size"], config["n_categories"] = bank.vectors.shape[1], len(self.sequences.category_names)
         init_seed(config["seed"], config["reproducibility"])
         self.model = promptable(config["model"])(config, dataset).to(config["device"])
         if self.model.item_weights is not None:
@@ -111,11 +126,7 @@ class _Run:
                 torch.from_numpy(self.sequences.categories),
                 [bank.category_reader(intent) for intent in (POSITIVE, NEGATIVE)],
             )
-        tokens = None
-        if config["prompt_keys"] == "token":
-            flat, offsets = self.encoder.encode_tokens(bank.descriptions, self.show)
-            tokens = torch.from_numpy(flat), torch.from_numpy(offsets)
-        self.model.attach_prompts(bank.asked, tokens, self.materials.tagger)
+        self.model.attach_prompts(bank.asked, bank.tokens, self.materials.tagger)
         self.evaluator = Evaluator(self.sequences, config)
 
     def _stages(self):
@@ -137,7 +148,7 @@ class _Run:
         prompts = None if number == 1 else TrainingPrompts(self.sequences, self.materials.bank, config, settings["prompts"])
         loader = self.model.loader(self.sequences, config, settings, (config["seed"], number), prompts)
         trainer = StageTrainer(config, self.model, number, settings, lambda: self._validate(settings["valid_tasks"]), folder, self._identity())
-        self.history += trainer.run(loader, self.show)
+        self.history += trainer.run(loader, self.show, self.on_epoch)
         if number == 1:
             self.model.start_prompting()
 

@@ -43,7 +43,7 @@ def run_recbole_model(config, folder):
         UserError: the model cannot work with this data.
     """
     name, show, seconds = config["model"], bool(config["show_progress"]), {}
-    _check_recipe(config)
+    check_recipe(config)
     init_seed(config["seed"], config["reproducibility"])
     with _timed(seconds, "data"):
         sequences, dataset = read_sequences(config, dataset_class(config))
@@ -75,6 +75,19 @@ def run_recbole_model(config, folder):
         report.plot_curves(folder / "curves.png", history)
     write_results(folder, result, evaluator.scored)
     return {**result, "folder": str(folder)}
+
+
+def train_only(config, folder, sequences, dataset, on_epoch):
+    """The training of a RecBole model without its test, on data that were read before: a trial of a search.
+
+    Args:
+        config: recbole Config; folder: Path; a checkpoint that lies in it is gone on from.
+        sequences, dataset: of `read_sequences` with `dataset_class`; the dataset is changed.
+        on_epoch: as of `RecBoleModel.train`.
+    """
+    init_seed(config["seed"], config["reproducibility"])
+    with _in_one_line(config):
+        RecBoleModel(config, dataset, sequences, folder / "checkpoints").train(on_epoch=on_epoch)
 
 
 class RecBoleModel:
@@ -129,8 +142,11 @@ class RecBoleModel:
         config["eval_batch_size"] = queries
         return train_data, valid_data, parts[2]
 
-    def train(self, show_progress=False):
+    def train(self, show_progress=False, on_epoch=None):
         """Train to RecBole's early stopping, going on from the checkpoint if there is one; leaves the best weights.
+
+        Args:
+            on_epoch: called with RecBole's trainer after each validated epoch, whose checkpoint is on disk if it is the best.
 
         Returns:
             list of one dict per validated epoch: epoch, loss (as RecBole counts it: a sum over batches), metrics.
@@ -140,7 +156,8 @@ class RecBoleModel:
         if started:
             self._resume()
         if not started or trainer.start_epoch < trainer.epochs:
-            trainer.fit(self.train_data, self.valid_data, verbose=False, show_progress=show_progress)
+            callback = on_epoch and (lambda epoch, score: on_epoch(trainer))
+            trainer.fit(self.train_data, self.valid_data, verbose=False, show_progress=show_progress, callback_fn=callback)
         if self.config["MODEL_TYPE"] != ModelType.TRADITIONAL:
             trained = max(trainer.train_loss_dict, default=trainer.start_epoch - 1) + 1
             self.training = {"epochs": trained, "cap": trainer.epochs, "stopped_early": trainer.cur_step > trainer.stopping_step}
@@ -235,7 +252,7 @@ def _measured(label, method, evaluator, test):
     return rows
 
 
-def _check_recipe(config):
+def check_recipe(config):
     """Refuse the models that RecBole does not train in one go, or that do not rank items."""
     name, stage = config["model"], config["train_stage"]
     if config["MODEL_TYPE"] == ModelType.DECISIONTREE:

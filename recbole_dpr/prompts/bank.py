@@ -33,12 +33,13 @@ class PromptBank:
         phrase: int64 [V, 6]: rows of the bare training phrases, tags then wishes.
         about: int64 [V]: rows of the texts `about`.
         vectors, asked: float32 [P, D], from `embed`: the texts, and what they ask for, `descriptions`: P texts.
+        tokens: of the descriptions, float16 [total, D] and int64 [P + 1] offsets, or None.
     """
 
     def __init__(self, templates, texts, category_names, about, rng, carried=True):
         self.templates, self.texts, self.category_names = templates, texts, category_names
         self._rows = {}
-        self.vectors = self.asked = self.descriptions = None
+        self.vectors = self.asked = self.descriptions = self.tokens = None
         self.category = tuple(
             np.array([self._category_training_rows(intent, name) for name in category_names]) for intent in (POSITIVE, NEGATIVE)
         )
@@ -90,8 +91,8 @@ class PromptBank:
         """P texts, in the order of the rows."""
         return list(self._rows)
 
-    def embed(self, encoder, show_progress=False, read=None):
-        """Encode every text asked for so far: `vectors`, and `asked`.
+    def embed(self, encoder, show_progress=False, read=None, with_tokens=False):
+        """Encode every text asked for so far: `vectors` and `asked`, and with `with_tokens` also `tokens`.
 
         Args:
             encoder: PromptEncoder.
@@ -101,6 +102,9 @@ class PromptBank:
         self.descriptions = self._described(read) if read else texts
         vectors = torch.from_numpy(encoder.encode([*texts, *self.descriptions], show_progress))
         self.vectors, self.asked = vectors[: len(texts)], vectors[len(texts) :]
+        if with_tokens:
+            flat, offsets = encoder.encode_tokens(self.descriptions, show_progress)
+            self.tokens = torch.from_numpy(flat), torch.from_numpy(offsets)
 
     def _described(self, read):
         """P texts: the descriptions in all prompts. Training phrases, names and what items are about stand as they are."""

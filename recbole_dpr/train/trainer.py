@@ -36,6 +36,7 @@ class StageTrainer(Trainer):
         self.trains_prompts = stage in (2, 3)
         self.best_file, self.last_file = (Path(folder) / f"{name or f'stage{stage}'}.{kind}.pt" for kind in ("best", "last"))
         self.history, self.last_result = [], {}
+        self.on_epoch = None
         with tensorboard_in(Path(folder) / "tensorboard"):
             super().__init__(config, model)
         self.epochs = min(settings["epochs"], config["epochs"])
@@ -60,12 +61,16 @@ class StageTrainer(Trainer):
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
-    def run(self, train_data, show_progress=False):
+    def run(self, train_data, show_progress=False, on_epoch=None):
         """Train to the end of the stage, going on from its last checkpoint if there is one; leaves the best weights.
+
+        Args:
+            on_epoch: called with this trainer after each epoch, whose checkpoint is on disk by then.
 
         Returns:
             list of one dict per epoch: stage, epoch, loss and the validation metrics.
         """
+        self.on_epoch = on_epoch
         if self.last_file.exists():
             self._resume()
         if not self.finished and self.start_epoch < self.epochs:
@@ -116,6 +121,8 @@ class StageTrainer(Trainer):
         if self.config["show_progress"]:
             loss = self.train_loss_dict[epoch]
             tqdm.write(f"{self.title} epoch {epoch + 1}/{self.epochs}  loss {loss:.4f}  {shown}")
+        if self.on_epoch:
+            self.on_epoch(self)
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         """The best epoch so far; RecBole's loop calls this."""

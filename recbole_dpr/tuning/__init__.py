@@ -1,0 +1,1 @@
+"""Searches for settings with Ray Tune: params file -> trials -> the best one's config."""
