@@ -242,7 +242,7 @@ class TrainingPrompts:
         prompt = bank.category[intent][category, rng.integers(bank.category[intent].shape[1], size=n)]
         phrase = np.full(n, NO_PROMPT)
         tag = rng.integers(bank.tag[intent].shape[1], size=n)
-        form = rng.integers(2, size=n)
+        form = rng.integers(bank.tag[intent].shape[2], size=n)
         wish = rng.integers(bank.wish.shape[1], size=n)
         for number, name in enumerate(self.kinds):
             if name == "category":
