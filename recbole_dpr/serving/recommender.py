@@ -106,6 +106,10 @@ class Recommender:
 
     # --- vectors, for any vector store
 
+    def prompt_vectors(self, texts):
+        """float32 [N, D]: the sentence encoder's vectors of what texts describe, as the model takes them (docs/serving.md)."""
+        return self._prompts(texts)
+
     @property
     def item_embeddings(self):
         """float32 [V, d], row order = `items`; score = dot product with `user_embedding`."""
@@ -243,7 +247,7 @@ class Recommender:
             item_seq[row, : len(history)] = torch.tensor(history, dtype=torch.int64)
         flat = [clause for parts in clauses for clause in parts]
         texts, tokens = [clause.text for clause in flat], None
-        prompt = torch.from_numpy(self._prompts(texts)) if texts else torch.zeros(0, self.encoder.dim)
+        prompt = torch.from_numpy(self.prompt_vectors(texts)) if texts else torch.zeros(0, self.encoder.dim)
         if texts and self.model.token_keys:
             tokens = tuple(part.to(device) for part in self._prompts.tokens(texts))
         inputs = (
