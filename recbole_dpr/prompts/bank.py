@@ -107,10 +107,14 @@ class PromptBank:
             self.tokens = torch.from_numpy(flat), torch.from_numpy(offsets)
 
     def _described(self, read):
-        """P texts: the descriptions in all prompts. Training phrases, names and what items are about stand as they are."""
+        """P texts: the descriptions in all prompts.
+
+        Training phrases, names and what items are about stand as they are. So does every second training prompt for a
+        category: sentences that the reading fails on have to be understood too.
+        """
         texts = np.array(self.all_texts, dtype=object)
         whole = np.zeros(len(texts), dtype=bool)
-        for rows in (self.phrase, self.about, *(category[:, 0] for category in self.category)):
+        for rows in (self.phrase, self.about, *(category[:, ::2] for category in self.category)):
             whole[rows[rows != NO_PROMPT]] = True
         texts[~whole] = read(texts[~whole])
         return texts.tolist()
@@ -118,16 +122,17 @@ class PromptBank:
     def category_reader(self, intent):
         """Logistic regression that tells from what a prompt asks which category it names, or that it names none.
 
-        Trained on every training prompt for a category, against all phrases, which name none; all classes weigh the
-        same. softmax(asked @ weight + bias) gives the probabilities: the C categories, then none.
+        Trained on every training prompt for a category, whole and read, against all phrases, which name none; all classes
+        weigh the same. softmax(asked @ weight + bias) gives the probabilities: the C categories, then none.
 
         Returns:
             weight float32 [D, C + 1], bias float32 [C + 1].
         """
         category, tags = self.category[intent], self.tag[intent]
         none = np.concatenate([tags[tags != NO_PROMPT], self.phrase[self.phrase != NO_PROMPT]])
-        prompts = self.asked[np.concatenate([category.ravel(), none])].numpy()
-        named = np.concatenate([np.repeat(np.arange(len(category)), category.shape[1]), np.full(len(none), len(category))])
+        prompts = np.concatenate([self.vectors[category.ravel()], self.asked[category.ravel()], self.asked[none]])
+        names = np.repeat(np.arange(len(category)), category.shape[1])
+        named = np.concatenate([names, names, np.full(len(none), len(category))])
         weight = np.zeros((prompts.shape[1], len(category) + 1), dtype=np.float32)
         bias = np.full(len(category) + 1, -np.inf, dtype=np.float32)  # of a class without an example
         classes = np.unique(named)
