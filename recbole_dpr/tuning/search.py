@@ -111,7 +111,6 @@ def search(model, dataset, params, trials, config_files=(), config_dict=None, ad
     if (folder / "search.yaml").exists():
         raise UserError(f"output_dir={folder}: holds a search already; go on with --resume={folder}, or name another folder")
     with _cluster(address):
-        _write_yaml(folder / "search.yaml", dataclasses.asdict(wanted))
         return _run(wanted, folder)
 
 
@@ -131,6 +130,7 @@ def _run(wanted, folder):
     show = bool(config["show_progress"])
     resources = _resources(wanted)
     task = _prepared(wanted, config, show)
+    _write_yaml(folder / "search.yaml", dataclasses.asdict(wanted))
     trainable = tune.with_resources(tune.with_parameters(trial.run_trial, task=task), resources)  # `task` is stored once
     state, progress = str(folder.resolve() / "ray"), _Progress(wanted.trials, show)
     if tune.Tuner.can_restore(state):
@@ -193,10 +193,10 @@ def _domains(space):
 
 def _written(wanted, config, folder, grid):
     rows = report.rows(grid, list(wanted.space))
-    if not any(row["score"] is not None for row in rows):
-        said = next((row["error"] for row in rows if row["error"]), "none of them reported a validated epoch")
-        raise UserError(f"no trial of {folder} came to a score: {said}; the whole story is in {folder / 'ray'}/trial_*/error.txt")
     best = report.best_first(rows, config["valid_metric_bigger"])[0]
+    if best["score"] is None or best["error"]:
+        said = best["error"] or "none of them has validated an epoch"
+        raise UserError(f"no trial of {folder} came to an end: {said}; the whole story is in {folder / 'ray'}/trial_*/error.txt")
     values = {key: best[key] for key in wanted.space}
     found = make_config(wanted.model, wanted.dataset, (), {**wanted.settings, **values})
     _write_yaml(folder / "best.yaml", settings_in_force(found))

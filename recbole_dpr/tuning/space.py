@@ -93,9 +93,9 @@ def _checked(where, name, arguments):
     low, high, *step = _numbers(where, name, arguments)
     if not low < high:
         raise UserError(f"{where}: {name} {low},{high}: the lower end has to come first")
-    if name == "loguniform" and not (low > 0 and math.isfinite(high)):
+    if name == "loguniform" and low <= 0:
         raise UserError(
-            f"{where}: loguniform {low},{high}: both ends have to be above 0 and finite; YAML takes the values themselves, "
+            f"{where}: loguniform {low},{high}: both ends have to be above 0; YAML takes the values themselves, "
             "RecBole's own format their exponents of e"
         )
     if name != "quniform":
@@ -116,7 +116,7 @@ def _numbers(where, name, arguments):
     good = is_list and all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in arguments)
     if not good or len(arguments) != _SIZES[name]:
         shown = ",".join(map(str, arguments)) if is_list else arguments
-        raise UserError(f"{where}: {name} {shown}: {_SIZES[name]} numbers are needed")
+        raise UserError(f"{where}: {name} {shown}: {_SIZES[name]} finite numbers are needed")
     return arguments
 
 
