@@ -276,7 +276,7 @@ def searchable_keys(model):
     """
     shared = set(argument_list.general_arguments + argument_list.evaluation_arguments + argument_list.dataset_arguments)
     shared |= set(read_yaml(properties_dir() / "dpr.yaml")) | _RECBOLE_EXTRAS - {"embedding_size"}
-    shared |= {"backbone", "eval_step", "stages", "stage1", "stage2", "stage3", "stage1_checkpoint"}
+    shared |= {"backbone", "baselines", "eval_step", "stages", "stage1_checkpoint", *STAGES}
     if not is_promptable(model):
         return sorted(known_keys(model) - shared)
     stages = sorted(f"stage{number}.{key}" for number in (1, 2, 3) for key in _STAGE_KEYS - {"valid_tasks"})
