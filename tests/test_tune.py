@@ -4,6 +4,7 @@ A killed driver and a cluster that was started apart take minutes: tests/ray_che
 """
 
 import csv
+import json
 import math
 import pickle
 import shutil
@@ -128,6 +129,31 @@ def test_progress_and_score():
     assert metrics_of(trainer(3, 0, 2), [1, 3])["stages_done"] == 1.5
     assert metrics_of(trainer(2, 1, 10, cur_step=2), [1, 2, 3])["stages_done"] == 1.2
     assert metrics_of(trainer(2, 1, 10, cur_step=3), [1, 2, 3])["stages_done"] == 2  # stopped early
+
+
+# --- stopping
+
+
+def test_a_restored_scheduler_knows_what_was_reported_before(tmp_path):
+    """Scores .3 and .1 after stage 1, so .15 is below the middle, .2: stopped, and it would not be by one that remembers nothing."""
+    search = pytest.importorskip("recbole_dpr.tuning.search", reason=NEEDS_RAY)
+
+    def asha():
+        return search._ASHA(time_attr="stages_done", metric="score", mode="max", max_t=3, grace_period=1, reduction_factor=2, stop_last_trials=False)
+
+    def trial(name, *reports):
+        (tmp_path / name).mkdir()
+        lines = [json.dumps({"stages_done": done, "score": score}) + "\n" for done, score in reports]
+        (tmp_path / name / "result.json").write_text("".join(lines) + '{"stages_do')  # the driver was killed while it wrote
+        return SimpleNamespace(trial_id=name, path=str(tmp_path / name))
+
+    restored, fresh = asha(), asha()
+    for scheduler, known in ((restored, [trial("a", (0.5, 0.2), (1, 0.3), (2, 0.9)), trial("b", (1, 0.1))]), (fresh, [])):
+        newcomer = SimpleNamespace(trial_id="new", path=str(tmp_path / "new"))
+        for added in [*known, newcomer]:
+            scheduler.on_trial_add(None, added)
+        decision = scheduler.on_trial_result(None, newcomer, {"stages_done": 1, "score": 0.15})
+        assert decision == ("STOP" if known else "CONTINUE")
 
 
 # --- trials, without Ray's processes
@@ -259,6 +285,7 @@ def fails(capsys, *arguments):
         ("--cpus_per_trial=0", "cpus_per_trial=0"),
         ("--gpus_per_trial=1.5", "gpus_per_trial=1.5"),
         ("--max_concurrent_trials=some", "max_concurrent_trials"),
+        ("--grace_period=-1", "grace_period=-1"),
         ("--address=nowhere", "host:port"),
         ("--address=ray://127.0.0.1:10001", "Ray Client"),
         ("--resume=none", "search.yaml"),
