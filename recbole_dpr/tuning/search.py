@@ -271,8 +271,9 @@ class _ASHA(ASHAScheduler):
 
     def on_trial_add(self, tune_controller, trial):
         super().on_trial_add(tune_controller, trial)
-        for metrics in report.told(Path(trial.path)):
-            self.on_trial_result(tune_controller, trial, metrics)
+        if trial.has_reported_at_least_once:  # one that has not been started has no folder
+            for metrics in report.told(Path(trial.path)):
+                self.on_trial_result(tune_controller, trial, metrics)
 
 
 class _Progress(tune.Callback):
