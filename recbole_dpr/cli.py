@@ -38,6 +38,7 @@ _HELP = """recbole-dpr: promptable sequential recommendation for RecBole
       or .yaml ('hidden_size: {choice: [64, 128]}'); choice, uniform, quniform, loguniform
       --address=HOST:PORT a running Ray cluster, or auto; default: Ray on this machine
       --cpus_per_trial=1 --gpus_per_trial=0.5 --max_concurrent_trials=0
+      --grace_period=1    stages that every trial gets before it may be stopped for being worse than others (ASHA)
       --resume=FOLDER     go on with an interrupted search (alone, or with --address=)
   recbole-dpr doctor
       versions, patches applied, what is missing and how to install it
@@ -153,6 +154,9 @@ def _demo(argv):
     launch(rec, **settings)
 
 
+_TRIAL_KEYS = ("cpus_per_trial", "gpus_per_trial", "max_concurrent_trials", "grace_period")
+
+
 def _tune(argv):
     settings = parse_settings(argv, ("model", "dataset", "config_files", "params", "address", "resume"))
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -170,7 +174,7 @@ def _tune(argv):
                 raise UserError(f"tune needs --{key}=, see recbole-dpr --help")
         model, dataset = settings.pop("model", "DPR_SASRec"), settings.pop("dataset", "ml-100k")
         files, params, trials = settings.pop("config_files", "").split(), settings.pop("params"), settings.pop("trials")
-        resources = {key: settings.pop(key) for key in ("cpus_per_trial", "gpus_per_trial", "max_concurrent_trials") if key in settings}
+        resources = {key: settings.pop(key) for key in _TRIAL_KEYS if key in settings}
         found = search(model, dataset, params, trials, files, settings, address, **resources)
     print()
     print(Path(found["folder"], "trials.md").read_text(encoding="utf-8"))

@@ -4,7 +4,6 @@
 """
 
 import csv
-import json
 import os
 import secrets
 import signal
@@ -19,6 +18,7 @@ import tiny
 import yaml
 
 from recbole_dpr.errors import UserError
+from recbole_dpr.tuning import report
 from recbole_dpr.tuning.search import _check_address
 
 ROOT = Path(__file__).parent.parent
@@ -48,9 +48,7 @@ def environment():
 
 def told(folder, number):
     """What a trial has reported so far: list of dicts."""
-    path = folder / "ray" / f"trial_{number}" / "result.json"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return report.told(folder / "ray" / f"trial_{number}")
 
 
 def rows(folder):

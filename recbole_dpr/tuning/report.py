@@ -1,6 +1,7 @@
 """Trials of a search as tables and a plot, and in words while it runs."""
 
 import csv
+import json
 
 from tabulate import tabulate
 from tqdm import tqdm
@@ -20,6 +21,13 @@ def trial_name(trial):
 
 def _number(result):
     return int(result.path.rpartition("_")[2])  # of the folder that `trial_name` has named
+
+
+def told(folder):
+    """What a trial has reported so far, from Ray's record in its folder: list of dicts."""
+    path = folder / "result.json"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a killed writer leaves half a line
 
 
 def rows(grid, keys):

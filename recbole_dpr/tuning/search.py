@@ -36,10 +36,10 @@ except ImportError as error:
 
 from recbole_dpr.tuning import report, trial
 
-# ASHA looks half-way through the first stage, at its end, and at the end of the second: each time the better half goes on.
-_FIRST_LOOK, _REDUCTION = 0.5, 2
-# A RecBole model has one stage, of which early stopping usually leaves little: looks after 5, 10, 20, 40 ... epochs.
-_FIRST_EPOCHS = 5
+# ASHA looks at a trial after `grace_period` stages and each time that has doubled; the better half goes on. By default that is
+# at the end of stages 1 and 2; for a RecBole model, which has one stage that early stopping usually cuts short, after
+# 5, 10, 20, 40 ... epochs.
+_REDUCTION, _FIRST_STAGES, _FIRST_EPOCHS = 2, 1, 5
 _REACHING, _ANSWERING = 3, 30  # seconds that a Ray cluster has to take a connection, and to answer
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # asks nobody and sends nothing
@@ -59,6 +59,7 @@ class Search:
         trials: how many.
         cpus_per_trial, gpus_per_trial: numbers, shares of a GPU allowed; None for a GPU each where the cluster has any.
         max_concurrent_trials: 0 for as many as the cluster has room for.
+        grace_period: stages that every trial gets before ASHA may stop it; None for the default above.
     """
 
     model: str
@@ -69,6 +70,7 @@ class Search:
     cpus_per_trial: float = 1
     gpus_per_trial: float | None = None
     max_concurrent_trials: int = 0
+    grace_period: float | None = None
 
     def __post_init__(self):
         if not (_is_whole(self.trials) and self.trials > 0):
@@ -80,6 +82,8 @@ class Search:
             raise UserError(f"gpus_per_trial={gpus!r}: a share of a GPU from 0 to 1, such as 0.5, or a whole number is needed")
         if not (_is_whole(self.max_concurrent_trials) and self.max_concurrent_trials >= 0):
             raise UserError(f"max_concurrent_trials={self.max_concurrent_trials!r}: a whole number is needed, 0 for no limit")
+        if self.grace_period is not None and not (_is_number(self.grace_period) and self.grace_period > 0):
+            raise UserError(f"grace_period={self.grace_period!r}: a number above 0 is needed, of stages: 0.5, 1, 2")
 
 
 def search(model, dataset, params, trials, config_files=(), config_dict=None, address=None, **resources):
@@ -90,7 +94,7 @@ def search(model, dataset, params, trials, config_files=(), config_dict=None, ad
         params: params file, see `recbole_dpr.tuning.space`.
         trials: how many settings are drawn.
         address: of a running Ray cluster, `host:port` or `auto`; None starts Ray on this machine.
-        resources: `cpus_per_trial`, `gpus_per_trial`, `max_concurrent_trials`, see `Search`.
+        resources: `cpus_per_trial`, `gpus_per_trial`, `max_concurrent_trials`, `grace_period`, see `Search`.
 
     Returns:
         dict: "folder", "best" (the values of the best trial), "score", and "trials", the rows of trials.csv.
@@ -156,7 +160,7 @@ def _prepared(wanted, config, show):
 
 def _tuner(wanted, config, trainable, folder, progress):
     stages = len(config["stages"]) if is_promptable(wanted.model) else 1
-    first_look = _FIRST_LOOK if is_promptable(wanted.model) else min(1, _FIRST_EPOCHS / max(1, config["epochs"]))
+    default = _FIRST_STAGES if is_promptable(wanted.model) else _FIRST_EPOCHS / max(1, config["epochs"])
     return tune.Tuner(
         trainable,
         param_space=_domains(wanted.space),
@@ -165,10 +169,10 @@ def _tuner(wanted, config, trainable, folder, progress):
             mode="max" if config["valid_metric_bigger"] else "min",
             num_samples=wanted.trials,
             search_alg=BasicVariantGenerator(random_state=config["seed"], max_concurrent=wanted.max_concurrent_trials),
-            scheduler=ASHAScheduler(
+            scheduler=_ASHA(
                 time_attr=trial.PROGRESS,
                 max_t=stages,
-                grace_period=first_look,
+                grace_period=min(stages, wanted.grace_period or default),
                 reduction_factor=_REDUCTION,
                 stop_last_trials=False,  # True would fill a look that a short stage has skipped with scores of a later stage
             ),
@@ -260,6 +264,16 @@ def _resources(wanted):
         if needed > has.get(name, 0):
             raise UserError(f"{name.lower()}s_per_trial={needed}: the Ray cluster has {has.get(name, 0):g}; give fewer")
     return {"cpu": wanted.cpus_per_trial, "gpu": gpus}
+
+
+class _ASHA(ASHAScheduler):
+    """ASHA that Ray may restore: Ray brings the trials back and not what their scheduler knew, so they tell it again."""
+
+    def on_trial_add(self, tune_controller, trial):
+        super().on_trial_add(tune_controller, trial)
+        if trial.has_reported_at_least_once:  # one that has not been started has no folder
+            for metrics in report.told(Path(trial.path)):
+                self.on_trial_result(tune_controller, trial, metrics)
 
 
 class _Progress(tune.Callback):

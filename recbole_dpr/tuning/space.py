@@ -12,6 +12,7 @@ Any other file is in RecBole's format (recbole.trainer.hyper_tuning), whose logu
 """
 
 import ast
+import json
 import math
 from pathlib import Path
 
@@ -89,7 +90,10 @@ def _checked(where, name, arguments):
     if name == "choice":
         if not isinstance(arguments, (list, tuple)) or not arguments:
             raise UserError(f"{where}: choice {arguments!r}: a list of values is needed, such as [64,128]")
-        return {name: list(arguments)}
+        try:
+            return {name: json.loads(json.dumps(arguments))}  # tuples become lists, as YAML has them
+        except (TypeError, ValueError):
+            raise UserError(f"{where}: choice {arguments!r}: numbers, strings, True, False, None and lists of them are needed") from None
     low, high, *step = _numbers(where, name, arguments)
     if not low < high:
         raise UserError(f"{where}: {name} {low},{high}: the lower end has to come first")
