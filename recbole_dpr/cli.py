@@ -23,10 +23,10 @@ _HELP = """recbole-dpr: promptable sequential recommendation for RecBole
   recbole-dpr benchmark --models=A,B,C --dataset=NAME [--ablations[=a,b]] [--seeds=1,2,3] [--key=value ...]
       one table over models, the paper's baselines of each DPR model, and ablations: Markdown, CSV, a figure
       --models=           names as for run; DPR over another backbone as DPR_NARM
-      --ablations         all of properties/ablations.yaml, or those named; of every DPR model
+      --ablations         all of properties/ablations.yaml, or those named; of every DPR model, or of those that --ablated= names
       --output_dir=FOLDER where the runs and the table go (default saved/benchmark-<dataset>); the same command again
                           takes over what has ended there and goes on with what was interrupted
-      any other key as for run; each model gets those that it knows
+      any other key as for run; each model gets those that it knows; --per_model='{SASRec: {epochs: 20}}' is for some alone
   recbole-dpr recommend FOLDER [--history=ID,ID,... | --user=ID] [--prompt="TEXT"] [--k=10] [--strength=1]
       lists without and with a prompt side by side, from the folder of a finished run; without a history for a new user
       --strength=S        0 the plain recommender, 1 as trained, 2 twice that; --prompt_encoder=FOLDER where it now lies
@@ -107,12 +107,13 @@ def _run(argv):
 def _benchmark(argv):
     settings = parse_settings(["--ablations=all" if argument == "--ablations" else argument for argument in argv])
     models, dataset = settings.pop("models", ""), settings.pop("dataset", "ml-100k")
-    ablations, seeds = settings.pop("ablations", None), settings.pop("seeds", ())
+    ablations, ablated, seeds = settings.pop("ablations", None), settings.pop("ablated", ()), settings.pop("seeds", ())
     files = settings.pop("config_files", "").split()
     warnings.filterwarnings("ignore", category=FutureWarning)
     from recbole_dpr.benchmark import run_benchmark
 
-    folder = run_benchmark(models, dataset, ablations, seeds, files, settings, shlex.join(["recbole-dpr", "benchmark", *argv]))
+    command = shlex.join(["recbole-dpr", "benchmark", *argv])
+    folder = run_benchmark(models, dataset, ablations, seeds, files, settings, command, ablated)
     print()
     print((folder / "table.md").read_text(encoding="utf-8"))
     print(f"written: {folder}")

@@ -141,6 +141,15 @@ def test_models_get_the_settings_that_they_know():
     assert (frozen.name, frozen.label) == ("DPR_GRU4Rec-frozen-backbone-seed7", "DPR_GRU4Rec, frozen-backbone")
 
 
+def test_some_models_get_settings_of_their_own():
+    settings = {"epochs": 9, "stage2.epochs": 1, "per_model": {"Pop": {"epochs": 3}, "DPR_SASRec": {"stage2": {"prompt_noise": 0.5}}}}
+    pop, gru, dpr, frozen = plan(["Pop", "DPR_GRU4Rec", "DPR_SASRec"], "frozen-backbone", [7], settings, ["DPR_SASRec"])
+    assert pop.settings == {"epochs": 3, "seed": 7}
+    assert gru.settings["epochs"] == dpr.settings["epochs"] == 9 and gru.settings["stage2"] == {"epochs": 1}
+    assert dpr.settings["stage2"] == {"epochs": 1, "prompt_noise": 0.5}
+    assert frozen.stage1_of == dpr and frozen.settings["stage2"] == {"epochs": 1, "prompt_noise": 0.5, "backbone_learning_rate": 0.0}
+
+
 def test_parts_come_seed_by_seed_and_full_models_first():
     names = [part.name for part in plan("Pop, DPR_SASRec,Pop", "all", "3,1,3", {})]
     assert names[:3] == ["Pop-seed3", "DPR_SASRec-seed3", "DPR_SASRec-2-stage-seed3"]
@@ -252,6 +261,11 @@ def test_other_queries_are_not_compared(tmp_path):
         (["--models=Pop", "--dataset=no-such"], "--data_path="),
         (["--models=Pop", "--config_files=none.yaml"], "none.yaml"),
         (["--models=CKE"], "tiny.kg"),
+        (["--models=Pop,DPR_SASRec", "--ablations", "--ablated=DPR_SASRek"], "DPR_SASRec"),
+        (["--models=Pop", "--per_model={SASRec: {epochs: 1}}"], "Pop"),
+        (["--models=Pop", "--per_model={Pop: {epochz: 1}}"], "epochs"),
+        (["--models=Pop", "--per_model={Pop: {seed: 1}}"], "--seeds="),
+        (["--models=Pop", "--per_model=Pop"], "{SASRec: {epochs: 20}}"),
     ],
 )
 def test_wrong_inputs(data, tmp_path, capsys, monkeypatch, arguments, said):

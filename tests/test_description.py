@@ -45,7 +45,7 @@ def few_examples():
 
 
 def test_examples_say_where_the_description_is():
-    """It is a training phrase or a category's name, and what is around it is a sentence of training."""
+    """It is a training phrase or a category's name, and what is around it is a sentence of training, amid small talk at times."""
     prompts = bank()
     found = description.examples(prompts, np.random.default_rng(0))
     tags, wishes = (set(filter(None, texts["train"].ravel())) for texts in (prompts.texts.tags, prompts.texts.wishes))
@@ -53,16 +53,23 @@ def test_examples_say_where_the_description_is():
     tags = {tag[:1].lower() + tag[1:].rstrip(".") for tag in tags} | tags
     forms = {form for intent in (0, 1) for form in prompts.templates.tagger_carriers(intent)}
     names = {name.lower() for name in prompts.category_names}
-    parts = 0
+    before, after = (["", *prompts.templates.chatter[place]] for place in ("before", "after"))
+    parts = amid = 0
     for example in found:
         inside = example.text[example.start : example.end]
         assert inside in tags or inside in wishes or inside.lower() in names, inside
         assert inside.lower() not in held_out
-        if inside in tags and inside != example.text:
-            assert example.text[: example.start] + "{tag}" + example.text[example.end :] in forms
+        around = {
+            example.text[: example.start].removeprefix(said).lstrip() + "{tag}" + example.text[example.end :].removesuffix(more).rstrip()
+            for said in before
+            for more in after
+        }
+        if inside in tags and around & forms:
             parts += 1
+        amid += example.text.startswith(tuple(before[1:]))
     distinct = len(set(filter(None, prompts.texts.tags["train"].ravel())))
     assert parts == sum(min(n, distinct) for n in description._TAGS)
+    assert 0.8 < amid / (description._CHATTER * len(found)) < 1.2
 
 
 def test_without_tags_the_items_own_descriptions_are_quoted():

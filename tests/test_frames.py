@@ -16,13 +16,15 @@ from test_template_pools import (
     templates,
 )
 
-FRAMES, TAGGER_FRAMES = load("frames"), load("tagger_frames")
+FRAMES, TAGGER_FRAMES, CATEGORY_FRAMES, CHATTER = map(load, ("frames", "tagger_frames", "category_frames", "chatter"))
 COUNTS = {"positive": 120, "negative": 80}
-TAGGER_COUNTS = {"positive": 308, "negative": 204}
+TAGGER_COUNTS = {"positive": 308, "negative": 203}
+CATEGORY_COUNTS = {"positive": 170, "negative": 114}
+CHATTER_COUNTS = {"before": 70, "after": 50}
 MAX_JACCARD_EVAL = 0.5
 MAX_JACCARD_WITHIN = 0.6
 MIN_WORDS, MAX_WORDS = 2, 22  # around the tag
-EITHER = {intent: FRAMES[intent] + TAGGER_FRAMES[intent] for intent in INTENTS}
+EITHER = {intent: FRAMES[intent] + TAGGER_FRAMES[intent] + CATEGORY_FRAMES[intent] for intent in INTENTS}
 
 each_intent = pytest.mark.parametrize("intent", INTENTS)
 
@@ -30,14 +32,19 @@ each_intent = pytest.mark.parametrize("intent", INTENTS)
 def test_counts():
     assert {intent: len(frames) for intent, frames in FRAMES.items()} == COUNTS
     assert {intent: len(frames) for intent, frames in TAGGER_FRAMES.items()} == TAGGER_COUNTS
+    assert {intent: len(frames) for intent, frames in CATEGORY_FRAMES.items()} == CATEGORY_COUNTS
+    assert {place: len(chatter) for place, chatter in CHATTER.items()} == CHATTER_COUNTS
 
 
 @each_intent
 def test_well_formed(intent):
     for frame in EITHER[intent]:
         assert isinstance(frame, str) and frame == " ".join(frame.split())
+        assert not set("{}") & set(frame.format(tag="lost dog", category="comedy", a_category="a comedy")), frame
+    for frame in FRAMES[intent] + TAGGER_FRAMES[intent]:
         assert placeholders(frame) == ["{tag}"], frame
-        assert not set("{}") & set(frame.format(tag="lost dog")), frame
+    for frame in CATEGORY_FRAMES[intent]:
+        assert placeholders(frame) in (["{category}"], ["{a_category}"]), frame
     for frame in FRAMES[intent]:
         assert MIN_WORDS <= len(normalise(frame).split()) <= MAX_WORDS, frame
 
@@ -73,9 +80,15 @@ def test_negative_frames_hold_a_negation_cue():
         assert NEGATION_CUE.search(prose(frame)), frame
 
 
+def test_small_talk_is_apart_from_the_eval_templates():
+    for chatter, name in product(CHATTER["before"] + CHATTER["after"], FILES):
+        assert isinstance(chatter, str) and chatter == chatter.strip() and not placeholders(chatter)
+        assert all(jaccard(chatter, t) <= MAX_JACCARD_EVAL for i in INTENTS for t in templates(name, i, "eval")), chatter
+
+
 @each_intent
 def test_no_frame_names_a_genre(intent):
-    """A frame carries categories too: one that names another would ask for both."""
+    """It would ask for that one too."""
     genres = re.compile(r"\b(action|adventure|animation|children|comedy|crime|documentary|drama|fantasy|horror|musical|mystery|romance|sci-fi|thriller|war|western)\b", re.I)
-    for frame in EITHER[intent]:
+    for frame in EITHER[intent] + CHATTER["before"] + CHATTER["after"]:
         assert not genres.search(frame), frame

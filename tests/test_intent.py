@@ -40,8 +40,8 @@ def test_templates_are_routed_by_their_pool():
     """The shipped templates, category forms: the share routed right, wholly positive or with a negative clause."""
     templates, right, total = Templates("film"), 0, 0
     for intent in (POSITIVE, NEGATIVE):
-        for part in ("train", "valid", "eval"):
-            for index in range(templates.size(intent, part)):
+        for part in ("train", "eval"):
+            for index in range(16):  # behind them are the frames of training
                 intents = {c.intent for c in parse_prompt(templates.category(intent, part, index, "Comedy"))}
                 total += 1
                 right += (INTENTS[NEGATIVE] in intents) == (intent == NEGATIVE)

@@ -81,11 +81,12 @@ def templates(parts):
     found = []
     for path in sorted((ROOT / "properties" / "prompts").glob("*.yaml")):
         pools = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for intent in INTENTS:
-            pool = pools[intent]
+        for pool in pools.values():
+            if not isinstance(pool, (dict, list)):
+                continue  # the word for an item
             if isinstance(pool, dict):  # templates: pairs of a category form and a tag form
                 found += [text for part in parts for forms in pool[part] for text in forms.values()]
-            elif "train" in parts:  # frames: they only train
+            elif "train" in parts:  # frames and small talk: they only train
                 found += pool
     return [re.sub(r"\{\w+\}", " ", text) for text in found]
 

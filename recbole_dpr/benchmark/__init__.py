@@ -8,7 +8,7 @@ from recbole_dpr.errors import UserError
 from recbole_dpr.yamlfile import read_yaml
 
 
-def run_benchmark(models, dataset="ml-100k", ablations=(), seeds=(), config_files=(), config_dict=None, command=None):
+def run_benchmark(models, dataset="ml-100k", ablations=(), seeds=(), config_files=(), config_dict=None, command=None, ablated=()):
     """Run every model and ablation for every seed, and write their table, its CSV and a figure after each.
 
     Every part is an ordinary run in a folder of its own. A second call in the same folder takes what has ended as it is,
@@ -17,10 +17,12 @@ def run_benchmark(models, dataset="ml-100k", ablations=(), seeds=(), config_file
     Args:
         models: names as for `run_dpr`, DPR over another backbone as DPR_<backbone>; a list, or joined by commas.
         dataset: dataset name.
-        ablations: names of properties/ablations.yaml, "all", or nothing; each for every DPR model.
+        ablations: names of properties/ablations.yaml, "all", or nothing; each for every DPR model, or for those of
+            `ablated`.
         seeds: whole numbers; default the key `seed`.
-        config_files, config_dict: settings as for `run_dpr`; each model gets those that it knows. `output_dir` is the
-            folder of the benchmark, default <checkpoint_dir>/benchmark-<dataset>.
+        config_files, config_dict: settings as for `run_dpr`; each model gets those that it knows, and what `per_model`
+            (model -> settings) has for it alone. `output_dir` is the folder of the benchmark, default
+            <checkpoint_dir>/benchmark-<dataset>.
         command: the command line, for the head of the table.
 
     Returns:
@@ -31,7 +33,7 @@ def run_benchmark(models, dataset="ml-100k", ablations=(), seeds=(), config_file
     """
     settings = merged(*(read_yaml(Path(file)) for file in config_files), config_dict or {})
     output_dir = settings.pop("output_dir", None)
-    parts = plan(models, ablations, seeds, settings)
+    parts = plan(models, ablations, seeds, settings, ablated)
     config = check_settings([part for part in parts if not part.ablation and part.seed == parts[0].seed], dataset, settings)
     folder = Path(output_dir or Path(config["checkpoint_dir"]) / f"benchmark-{dataset}")
     check_folders(parts, dataset, folder)

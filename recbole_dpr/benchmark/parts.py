@@ -68,18 +68,22 @@ class Part:
         return True
 
 
-def plan(models, ablations, seeds, settings):
+def plan(models, ablations, seeds, settings, ablated=()):
     """The parts, in the order in which they run: for each seed the models, then the ablations of those that are DPR's.
 
     Args:
-        models, ablations, seeds: as for `run_benchmark`; settings: dict of keys, for the models that know them.
+        models, ablations, seeds, ablated: as for `run_benchmark`; settings: dict of keys, for the models that know them, and
+            `per_model`: model -> dict of keys for it alone.
 
     Raises:
-        UserError: no model, an unknown one or an unknown ablation, ablations without a DPR model, bad seeds.
+        UserError: no model, an unknown one or an unknown ablation, ablations without a DPR model, or of one
+            that is not among the models, bad seeds.
     """
-    for key, way_out in _OWN_KEYS.items():
-        if settings.get(key) is not None:
-            raise UserError(f"{key}={settings[key]}: benchmark sets this key itself; {way_out}")
+    per_model = _per_model(settings)
+    for given in (settings, *per_model.values()):
+        for key, way_out in _OWN_KEYS.items():
+            if given.get(key) is not None:
+                raise UserError(f"{key}={given[key]}: benchmark sets this key itself; {way_out}")
     models = _names(models)
     if not models:
         raise UserError("no model is named; give some, such as --models=Pop,SASRec,DPR_SASRec")
@@ -89,20 +93,29 @@ def plan(models, ablations, seeds, settings):
             raise UserError("model 'DPR' needs a backbone: name it DPR_<backbone>, such as DPR_NARM")
         if model not in existing:
             find_model(model)  # which says what there is
+    for model, own in per_model.items():
+        if model not in models:
+            raise unknown("per_model: model", model, models)
+        check_keys(own.keys() - _known_keys(model), model)
     promptable = [model for model in models if is_promptable(model)]
     ablations = _ablations(ablations)
     if ablations and not promptable:
         raise UserError(f"ablations={','.join(ablations)}: they are of DPR models, and --models={','.join(models)} names none")
+    ablated = _names(ablated)
+    for model in ablated:
+        if model not in promptable:
+            raise unknown("ablated model", model, promptable)
     parts = []
     for seed in _seeds(seeds):
         full = {}
         for model in models:
             extra = {"baselines": True} if is_promptable(model) else {}
-            full[model] = Part(model, seed, settings={**extra, **_known(model, settings), "seed": seed})
+            known = _known(model, merged(settings, per_model.get(model, {})))
+            full[model] = Part(model, seed, settings={**extra, **known, "seed": seed})
         parts += full.values()
         parts += [
             Part(model, seed, name, merged(full[model].settings, {"baselines": False}, changes), full[model])
-            for model in promptable
+            for model in ablated or promptable
             for name, changes in ablations.items()
         ]
     return parts
@@ -121,7 +134,7 @@ def check_settings(parts, dataset, settings):
     """
     models = [part.model for part in parts]
     known = set().union(*map(_known_keys, models))
-    check_keys(settings.keys() - known, next(filter(is_promptable, models), models[0]))
+    check_keys(settings.keys() - known - {"per_model"}, next(filter(is_promptable, models), models[0]))
     found, refused = None, None
     for part in parts:
         try:
@@ -181,6 +194,13 @@ _known_keys = cache(known_keys)
 
 def _known(model, settings):
     return {key: value for key, value in settings.items() if key in _known_keys(model)}
+
+
+def _per_model(settings):
+    given = settings.get("per_model") or {}
+    if not (isinstance(given, dict) and all(isinstance(own, dict) for own in given.values())):
+        raise UserError(f"per_model={given}: give settings by model, such as {{SASRec: {{epochs: 20}}}}")
+    return given
 
 
 def _accepted(model, dataset):

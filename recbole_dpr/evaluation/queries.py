@@ -136,8 +136,9 @@ def prompts_for(bank, queries, kind, part, tag_form="template"):
         own: int64 [Q] rows of the training phrase that the prompt repeats, else `NO_PROMPT`.
     """
     pool = "valid" if part == VALID else "eval"
-    template = (queries.draws[:, 0] * bank.templates.size(queries.intent, pool)).astype(np.int64)
     nothing = np.full(len(queries), NO_PROMPT)
+    if kind != "wish":
+        template = (queries.draws[:, 0] * bank.templates.size(kind, queries.intent, pool)).astype(np.int64)
     if kind == "category":
         return bank.category_rows(queries.intent, pool, queries.category, template), nothing
     if kind == "tag":

@@ -10,7 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE, in_sentence
 
 NO_PROMPT = -1
-_LOGISTIC_C = 10.0  # inverse strength of the penalty; of 1 and 10 the better one on held-out sentences
+# chosen on the held-out sentences and wishes: inverse strength of the penalty, and what the examples without a category
+# weigh together, those with one being 1
+_LOGISTIC_C, _NONE_WEIGHT = 40.0, 0.5
 
 
 class PromptBank:
@@ -25,8 +27,8 @@ class PromptBank:
         carried: put training tags in carrier sentences; not needed where descriptions are read (`embed`).
 
     Attributes:
-        category: two int64 [C, K]: rows of the training prompts for a category by intent; the bare name (first),
-            every template of the pool and every carrier sentence.
+        category: two int64 [C, K]: rows of the training prompts for a category by intent; the bare name (first)
+            and every template of the pool.
         tag: two int64 [V, 3, F]: rows for a training tag by intent in its forms, bare and, with `carried`, in a
             carrier sentence; `NO_PROMPT` where the item has none.
         wish: int64 [V, 3]: rows of the training wishes.
@@ -72,12 +74,11 @@ class PromptBank:
         return self.rows(np.array(texts, dtype=object)).reshape(tags.shape)
 
     def _category_rows(self, intent, part, name):
-        size = self.templates.size(intent, part)
+        size = self.templates.size("category", intent, part)
         return [self.row(self.templates.category(intent, part, i, name)) for i in range(size)]
 
     def _category_training_rows(self, intent, name):
-        carried = [self.row(in_sentence(form, name)) for form in self.templates.carriers(intent)]
-        return [self.row(name.lower()), *self._category_rows(intent, "train", name), *carried]
+        return [self.row(name.lower()), *self._category_rows(intent, "train", name)]
 
     def _carried(self, intent, tags, rng):
         """Rows of the tags, each in a carrier sentence of its own draw."""
@@ -122,8 +123,8 @@ class PromptBank:
     def category_reader(self, intent):
         """Logistic regression that tells from what a prompt asks which category it names, or that it names none.
 
-        Trained on every training prompt for a category, whole and read, against all phrases, which name none; all classes
-        weigh the same. softmax(asked @ weight + bias) gives the probabilities: the C categories, then none.
+        Trained on every training prompt for a category, whole and read, against all phrases, which name none.
+        softmax(asked @ weight + bias) gives the probabilities: the C categories, then none.
 
         Returns:
             weight float32 [D, C + 1], bias float32 [C + 1].
@@ -138,7 +139,8 @@ class PromptBank:
         classes = np.unique(named)
         bias[classes] = 0
         if len(classes) > 1:
-            fitted = LogisticRegression(C=_LOGISTIC_C, class_weight="balanced", max_iter=300).fit(prompts, named)
+            balance = {len(category): _NONE_WEIGHT * 2 * len(names) / len(none)} if len(none) else None  # the others are 1
+            fitted = LogisticRegression(C=_LOGISTIC_C, class_weight=balance, max_iter=300).fit(prompts, named)
             # of two classes scikit-learn gives the second alone
             weight[:, classes[-len(fitted.coef_) :]] = fitted.coef_.T
             bias[classes[-len(fitted.coef_) :]] = fitted.intercept_

@@ -23,7 +23,8 @@ _HIDDEN, _DROPOUT = 96, 0.3
 _EPOCHS, _BATCH, _LEARNING_RATE = 4, 64, 3e-3
 _READ_AT_ONCE = 4096  # texts whose token vectors are in memory together; what an interruption can lose
 # examples of each kind: sentences around tags, by intent; around each category, by intent; and whole texts
-_TAGS, _CATEGORIES, _WISHES, _BARE = (2500, 1500), 12, 1500, 500
+_TAGS, _CATEGORIES, _WISHES, _BARE = (2500, 1500), 60, 2500, 500
+_CHATTER = 0.3  # share of them with small talk before, and with some behind
 
 
 class DescriptionTagger(nn.Module):
@@ -53,7 +54,7 @@ class Example:
 
 
 def examples(bank, rng):
-    """Training sentences around training tags and categories, and texts that are descriptions as a whole.
+    """Training sentences around training tags and categories, and texts that are descriptions as a whole; some amid small talk.
 
     Where there are no tags, the items' own descriptions take their place.
 
@@ -74,7 +75,16 @@ def examples(bank, rng):
                 start = text.lower().index(name.lower())
                 found.append(Example(text, start, start + len(name)))
     whole = texts[np.concatenate([_some(wishes, _WISHES, rng), _some(tags, _BARE, rng)])]
-    return found + [Example(text, 0, len(text)) for text in whole]
+    found += [Example(text, 0, len(text)) for text in whole]
+    before, after = (["", *bank.templates.chatter[place]] for place in ("before", "after"))
+    drawn = zip(*(rng.integers(len(some), size=len(found)) * (rng.random(len(found)) < _CHATTER) for some in (before, after)))
+    return [_with_chatter(example, before[i], after[j]) for example, (i, j) in zip(found, drawn)]
+
+
+def _with_chatter(example, before, after):
+    before = before and f"{before} "
+    text = before + example.text + (after and f" {after}")
+    return Example(text, len(before) + example.start, len(before) + example.end)
 
 
 def _some(rows, n, rng):
