@@ -3,10 +3,15 @@
 import os
 
 import pytest
+import torch
 
 import tiny
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# with pytest -n the processes share the cores: more threads than cores make small models many times slower
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # of what tests start
 
 
 @pytest.fixture(scope="session")
