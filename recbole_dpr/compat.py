@@ -445,13 +445,20 @@ def _report_to_ray() -> None:
             module.tune = _Overlay(tune, report=lambda **metrics: tune.report(metrics))
 
 
+class _NoLog:
+    """Takes what a SummaryWriter takes."""
+
+    def __getattr__(self, name):
+        return lambda *_, **__: None
+
+
 @contextmanager
-def tensorboard_in(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Trainers made in this block log to `folder`; RecBole has `log_tensorboard/` of the working directory fixed."""
+def tensorboard_in(folder: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Trainers made in this block log to `folder`, or nothing; RecBole has `log_tensorboard/` of the working directory fixed."""
     trainer = importlib.import_module("recbole.trainer.trainer")
     writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
     original = trainer.get_tensorboard
-    trainer.get_tensorboard = lambda logger: writer(str(folder))
+    trainer.get_tensorboard = lambda logger: writer(str(folder)) if folder else _NoLog()
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 Legend: B rows, T steps, N prompted positions, K targets.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ class PromptedTargets(_Tensors):
         prompt: int64 [N] rows of the prompt table.
         own_item: int64 [N]: the item that the prompt was written of, or 0.
         own_phrase: int64 [N]: row of the phrase of that item to leave out of its side, or `NO_PROMPT`.
+        weight: of the mean over these rows in the loss: 1, or in a part of a batch the share of its rows.
     """
 
     intent: int
@@ -47,6 +48,7 @@ class PromptedTargets(_Tensors):
     prompt: torch.Tensor
     own_item: torch.Tensor
     own_phrase: torch.Tensor
+    weight: float = 1.0
 
 
 @dataclass
@@ -58,12 +60,37 @@ class PackedBatch(_Tensors):
         rows: int64 [M], the real positions in the flattened [B * T].
         targets: int64 [M], the next item at each.
         prompted: list of PromptedTargets.
+        weight: of the mean over these rows in the loss, as of PromptedTargets.
     """
 
     item_seq: torch.Tensor
     rows: torch.Tensor
     targets: torch.Tensor
     prompted: list
+    weight: float = 1.0
+
+    @property
+    def width(self):
+        """Positions of a sequence in the flattened batch."""
+        return self.item_seq.shape[1]
+
+    def part(self, number, n_parts):
+        """Every n-th sequence: the means of all parts, by their weights, sum up to the batch's."""
+        prompted = [self._of_part(targets, number, n_parts) for targets in self.prompted]
+        return replace(self._of_part(self, number, n_parts), item_seq=self.item_seq[number::n_parts], prompted=prompted)
+
+    def _of_part(self, whole, number, n_parts):
+        """The rows of a part, of this batch or of its PromptedTargets."""
+        sequence = whole.rows // self.width
+        mine = torch.nonzero(sequence % n_parts == number).squeeze(1)
+        kept = {f.name: getattr(whole, f.name)[mine] for f in fields(whole) if _by_row(whole, f.name)}
+        kept["rows"] = sequence[mine] // n_parts * self.width + whole.rows[mine] % self.width
+        return replace(whole, **kept, weight=len(mine) / max(1, len(whole.rows)))
+
+
+def _by_row(whole, name):
+    value = getattr(whole, name)
+    return isinstance(value, torch.Tensor) and name != "item_seq" and len(value) == len(whole.rows)
 
 
 @dataclass
@@ -74,7 +101,12 @@ class PrefixBatch(PackedBatch):
         lengths: int64 [B], items of each history.
     """
 
-    lengths: torch.Tensor
+    lengths: torch.Tensor = None
+
+    @property
+    def width(self):
+        """A history has one state."""
+        return 1
 
 
 def _stretches(sequences, max_length):
@@ -184,7 +216,7 @@ class PrefixLoader:
         item_seq, lengths = self.sequences.histories(position, self.max_length)
         prompted = self._prompts.draw(rows, position, rng) if self._prompts else []
         item_seq, rows, targets, lengths = map(torch.from_numpy, (item_seq, rows, self.sequences.items[position], lengths))
-        return PrefixBatch(item_seq, rows, targets, prompted, lengths)
+        return PrefixBatch(item_seq, rows, targets, prompted, lengths=lengths)
 
 
 class TrainingPrompts:
