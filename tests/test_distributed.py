@@ -120,6 +120,12 @@ def test_processes_go_on_where_one_stopped(folder, tmp_path):
 # --- wrong inputs
 
 
+@pytest.fixture
+def taken_port():
+    with socket.create_server(("localhost", 0)) as server:
+        yield server.getsockname()[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -132,11 +138,11 @@ def test_processes_go_on_where_one_stopped(folder, tmp_path):
         (["--nproc=2", "--port=TAKEN"], "--port="),
     ],
 )
-def test_wrong_inputs(folder, tmp_path, monkeypatch, capfd, arguments, said):
+def test_wrong_inputs(folder, tmp_path, monkeypatch, capfd, request, arguments, said):
     """One line, also where it is a process of the group that finds out."""
     monkeypatch.chdir(tmp_path)
-    taken = socket.create_server(("localhost", 0))
-    arguments = [a.replace("TAKEN", str(taken.getsockname()[1])) for a in arguments]
+    taken = request.getfixturevalue("taken_port") if "--port=TAKEN" in arguments else None
+    arguments = [a.replace("TAKEN", str(taken)) for a in arguments]
     (tmp_path / "tiny.yaml").write_text(json.dumps(tiny.settings(folder, checkpoint_dir=str(tmp_path / "saved"), show_progress=False)))
     usual = [a for a in ("--model=DPR_SASRec", "--port=29735") if a.partition("=")[0] not in " ".join(arguments)]
     assert main(["run", "--dataset=tiny", "--config_files=tiny.yaml", *usual, *arguments]) == 2
