@@ -83,14 +83,10 @@ class PackedBatch(_Tensors):
         """The rows of a part, of this batch or of its PromptedTargets."""
         sequence = whole.rows // self.width
         mine = torch.nonzero(sequence % n_parts == number).squeeze(1)
-        kept = {f.name: getattr(whole, f.name)[mine] for f in fields(whole) if _by_row(whole, f.name)}
+        by_row = {f.name: getattr(whole, f.name) for f in fields(whole) if f.name != "item_seq"}
+        kept = {name: value[mine] for name, value in by_row.items() if isinstance(value, torch.Tensor)}
         kept["rows"] = sequence[mine] // n_parts * self.width + whole.rows[mine] % self.width
         return replace(whole, **kept, weight=len(mine) / max(1, len(whole.rows)))
-
-
-def _by_row(whole, name):
-    value = getattr(whole, name)
-    return isinstance(value, torch.Tensor) and name != "item_seq" and len(value) == len(whole.rows)
 
 
 @dataclass

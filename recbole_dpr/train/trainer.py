@@ -114,7 +114,7 @@ class StageTrainer(Trainer):
             steps += 1
             if steps % _REPORT_EVERY == 0:
                 self._check_nan(total)
-                bar.set_postfix(loss=f"{total.item() / steps:.4f}")
+                bar.set_postfix(loss=f"{n_parts * total.item() / steps:.4f}")  # of this process's part, which weighs its share
         distributed.summed(total)
         self._check_nan(total)
         return total.item() / max(1, steps)
