@@ -431,6 +431,25 @@ def _stand_in(package: str, install: str, module: ModuleType) -> Iterator[None]:
         del sys.modules[package]
 
 
+# --- autograd --------------------------------------------------------------
+
+
+@_patch("anomaly-mode", needed=lambda: True)
+def _keep_anomaly_mode() -> None:
+    """Training is several times slower: RecBole's SINE, imported with all other models, turns anomaly detection on for the whole process."""
+    _watch.add("recbole.model.sequential_recommender.sine", _anomaly_mode_kept)
+
+
+@contextmanager
+def _anomaly_mode_kept(module: ModuleType) -> Iterator[None]:
+    import torch
+
+    imported_before = hasattr(module, "SINE")
+    before = torch.is_anomaly_enabled() and not imported_before
+    yield
+    torch.autograd.set_detect_anomaly(before)
+
+
 # --- Ray -------------------------------------------------------------------
 
 
