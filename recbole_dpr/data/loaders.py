@@ -3,7 +3,7 @@
 Legend: B rows, T steps, N prompted positions, K targets.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class PromptedTargets(_Tensors):
     prompt: torch.Tensor
     own_item: torch.Tensor
     own_phrase: torch.Tensor
-    weight: float = 1.0
+    weight: float = field(default=1.0, kw_only=True)
 
 
 @dataclass
@@ -67,7 +67,7 @@ class PackedBatch(_Tensors):
     rows: torch.Tensor
     targets: torch.Tensor
     prompted: list
-    weight: float = 1.0
+    weight: float = field(default=1.0, kw_only=True)
 
     @property
     def width(self):
@@ -97,7 +97,7 @@ class PrefixBatch(PackedBatch):
         lengths: int64 [B], items of each history.
     """
 
-    lengths: torch.Tensor = None
+    lengths: torch.Tensor
 
     @property
     def width(self):
@@ -212,7 +212,7 @@ class PrefixLoader:
         item_seq, lengths = self.sequences.histories(position, self.max_length)
         prompted = self._prompts.draw(rows, position, rng) if self._prompts else []
         item_seq, rows, targets, lengths = map(torch.from_numpy, (item_seq, rows, self.sequences.items[position], lengths))
-        return PrefixBatch(item_seq, rows, targets, prompted, lengths=lengths)
+        return PrefixBatch(item_seq, rows, targets, prompted, lengths)
 
 
 class TrainingPrompts:
