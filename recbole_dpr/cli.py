@@ -19,6 +19,7 @@ _HELP = """recbole-dpr: promptable sequential recommendation for RecBole
       --data_path=FOLDER  folder above the dataset's own folder
       --output_dir=FOLDER where the run goes (default saved/<model>-<dataset>-<time>)
       --resume=FOLDER     go on with an interrupted run
+      --nproc=K           K processes on one run, a GPU each or on the CPU; of RecBole also --world_size= --ip= --port= --group_offset=
       any other key of properties/dpr.yaml or RecBole; a key of a stage as --stage3.epochs=4
   recbole-dpr benchmark --models=A,B,C --dataset=NAME [--ablations[=a,b]] [--seeds=1,2,3] [--key=value ...]
       one table over models, the paper's baselines of each DPR model, and ablations: Markdown, CSV, a figure

@@ -431,6 +431,25 @@ def _stand_in(package: str, install: str, module: ModuleType) -> Iterator[None]:
         del sys.modules[package]
 
 
+# --- autograd --------------------------------------------------------------
+
+
+@_patch("anomaly-mode", needed=lambda: True)
+def _keep_anomaly_mode() -> None:
+    """Training is several times slower: RecBole's SINE, imported with all other models, turns anomaly detection on for the whole process."""
+    _watch.add("recbole.model.sequential_recommender.sine", _anomaly_mode_kept)
+
+
+@contextmanager
+def _anomaly_mode_kept(module: ModuleType) -> Iterator[None]:
+    import torch
+
+    imported_before = hasattr(module, "SINE")
+    before = torch.is_anomaly_enabled() and not imported_before
+    yield
+    torch.autograd.set_detect_anomaly(before)
+
+
 # --- Ray -------------------------------------------------------------------
 
 
@@ -445,13 +464,20 @@ def _report_to_ray() -> None:
             module.tune = _Overlay(tune, report=lambda **metrics: tune.report(metrics))
 
 
+class _NoLog:
+    """Takes what a SummaryWriter takes."""
+
+    def __getattr__(self, name):
+        return lambda *_, **__: None
+
+
 @contextmanager
-def tensorboard_in(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Trainers made in this block log to `folder`; RecBole has `log_tensorboard/` of the working directory fixed."""
+def tensorboard_in(folder: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Trainers made in this block log to `folder`, or nothing; RecBole has `log_tensorboard/` of the working directory fixed."""
     trainer = importlib.import_module("recbole.trainer.trainer")
     writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
     original = trainer.get_tensorboard
-    trainer.get_tensorboard = lambda logger: writer(str(folder))
+    trainer.get_tensorboard = lambda logger: writer(str(folder)) if folder else _NoLog()
     try:
         yield
     finally:

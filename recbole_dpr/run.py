@@ -16,6 +16,7 @@ import torch
 import yaml
 from recbole.utils import init_seed
 
+from recbole_dpr import distributed
 from recbole_dpr.config import make_config, model_name, settings_in_force
 from recbole_dpr.data.loaders import TrainingPrompts
 from recbole_dpr.errors import UserError
@@ -58,15 +59,28 @@ def run_dpr(model="DPR_SASRec", dataset="ml-100k", config_files=(), config_dict=
     """
     config_dict = dict(config_dict or {})
     model = model_name(model, config_files, config_dict)
+    group = distributed.launch_settings(config_dict)
+    if group and not is_promptable(model):
+        raise UserError(f"nproc: '{model}' is trained by RecBole's own recipe here, in one process; several are for DPR models")
+    if group:
+        folder = distributed.launch(_folder_of_run, (model, dataset, config_files, config_dict), **group)
+        return {**json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8")), "folder": folder}
     folder = _resumed(config_dict, model, dataset)
     config = make_config(model, dataset, config_files, config_dict)
     folder = folder or _new_folder(config, model, dataset)
+    if not distributed.is_first():
+        config["show_progress"] = False
     _write_config(folder / "config.yaml", config)
     if not is_promptable(model):
         from recbole_dpr.zoo import run_recbole_model
 
         return run_recbole_model(config, folder)
     return _Run(config, folder).result()
+
+
+def _folder_of_run(*arguments):
+    """What goes through the pipe from a process of `run_dpr`."""
+    return run_dpr(*arguments)["folder"]
 
 
 def train_only(config, folder, materials, dataset, on_epoch):
@@ -93,7 +107,9 @@ class _Run:
             sequences, dataset = read_sequences(self.config)
         self._say(f"{self.config['dataset']}: {_counted(sequences.stats())}")
         with self._timed("prompts"):
-            materials, self.encoder = prepare_prompts(self.config, sequences, item_years(dataset, self.config["YEAR_FIELD"]), self.show)
+            with distributed.first_goes_first():
+                years = item_years(dataset, self.config["YEAR_FIELD"])
+                materials, self.encoder = prepare_prompts(self.config, sequences, years, self.show)
         stages = self.train(materials, dataset)
         if self.config["baselines"]:
             with self._timed("baselines"):
@@ -348,7 +364,8 @@ def versions():
 def machine():
     """The machine in words: processor and threads, or the GPU."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    one = gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return one if distributed.world_size() == 1 else f"{distributed.world_size()} processes, each {one}"
 
 
 def peak_memory_mb():
@@ -359,7 +376,8 @@ def peak_memory_mb():
 
 def _new_folder(config, model, dataset):
     """The run's folder, made now: a folder that cannot be written is an error before the work, not after it."""
-    default = Path(config["checkpoint_dir"]) / f"{model}-{dataset}-{datetime.now():%Y%m%d-%H%M%S}"
+    now = distributed.from_first(f"{datetime.now():%Y%m%d-%H%M%S}")
+    default = Path(config["checkpoint_dir"]) / f"{model}-{dataset}-{now}"
     folder = Path(config["output_dir"] or default)
     if (folder / "checkpoints").exists():
         raise UserError(f"output_dir={folder}: holds a run already; go on with --resume={folder}, or name another folder")

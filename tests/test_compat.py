@@ -244,6 +244,15 @@ def test_recbole_reports_to_a_current_ray(monkeypatch):
     assert reported == [{"recall@10": 0.5}]
 
 
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("order", ["recbole_dpr, recbole.model.sequential_recommender", "recbole.model.sequential_recommender, recbole_dpr"])
+def test_recboles_models_leave_anomaly_detection_as_it_was(before, order):
+    """Where RecBole came first, nobody can tell what it was: it is turned off."""
+    code = f"import torch; torch.autograd.set_detect_anomaly({before}); import {order}; print(torch.is_anomaly_enabled())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split()[-1] == str(before and order.startswith("recbole_dpr")), done.stderr
+
+
 # --- the machinery ----------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 Legend: B rows, T steps, N prompted positions, K targets.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ class PromptedTargets(_Tensors):
         prompt: int64 [N] rows of the prompt table.
         own_item: int64 [N]: the item that the prompt was written of, or 0.
         own_phrase: int64 [N]: row of the phrase of that item to leave out of its side, or `NO_PROMPT`.
+        weight: of the mean over these rows in the loss: 1, or in a part of a batch the share of its rows.
     """
 
     intent: int
@@ -47,6 +48,7 @@ class PromptedTargets(_Tensors):
     prompt: torch.Tensor
     own_item: torch.Tensor
     own_phrase: torch.Tensor
+    weight: float = field(default=1.0, kw_only=True)
 
 
 @dataclass
@@ -58,12 +60,33 @@ class PackedBatch(_Tensors):
         rows: int64 [M], the real positions in the flattened [B * T].
         targets: int64 [M], the next item at each.
         prompted: list of PromptedTargets.
+        weight: of the mean over these rows in the loss, as of PromptedTargets.
     """
 
     item_seq: torch.Tensor
     rows: torch.Tensor
     targets: torch.Tensor
     prompted: list
+    weight: float = field(default=1.0, kw_only=True)
+
+    @property
+    def width(self):
+        """Positions of a sequence in the flattened batch."""
+        return self.item_seq.shape[1]
+
+    def part(self, number, n_parts):
+        """Every n-th sequence: the means of all parts, by their weights, sum up to the batch's."""
+        prompted = [self._of_part(targets, number, n_parts) for targets in self.prompted]
+        return replace(self._of_part(self, number, n_parts), item_seq=self.item_seq[number::n_parts], prompted=prompted)
+
+    def _of_part(self, whole, number, n_parts):
+        """The rows of a part, of this batch or of its PromptedTargets."""
+        sequence = whole.rows // self.width
+        mine = torch.nonzero(sequence % n_parts == number).squeeze(1)
+        by_row = {f.name: getattr(whole, f.name) for f in fields(whole) if f.name != "item_seq"}
+        kept = {name: value[mine] for name, value in by_row.items() if isinstance(value, torch.Tensor)}
+        kept["rows"] = sequence[mine] // n_parts * self.width + whole.rows[mine] % self.width
+        return replace(whole, **kept, weight=len(mine) / max(1, len(whole.rows)))
 
 
 @dataclass
@@ -75,6 +98,11 @@ class PrefixBatch(PackedBatch):
     """
 
     lengths: torch.Tensor
+
+    @property
+    def width(self):
+        """A history has one state."""
+        return 1
 
 
 def _stretches(sequences, max_length):

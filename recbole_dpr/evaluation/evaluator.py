@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from recbole_dpr import distributed
 from recbole_dpr.data.dataset import NO_ITEM
 from recbole_dpr.evaluation.metrics import hits_at, ranking_metrics
 from recbole_dpr.evaluation.queries import QuerySet, prompts_for
@@ -90,16 +91,14 @@ class Evaluator:
         model.eval()
         device = next(model.parameters()).device
         lengths = self.sequences.histories(positions, self.max_length)[1]
-        order = np.argsort(lengths)
-        result = None
+        order = np.argsort(lengths)[distributed.rank() :: distributed.world_size()]
+        result = torch.zeros(len(positions), model.state_size, device=device)
         batch = max(1, _ENCODED_AT_ONCE // max(1, int(lengths.max(initial=1))))
         for start in tqdm(range(0, len(order), batch), desc="encode histories", disable=not show_progress, leave=False):
             rows = order[start : start + batch]
             item_seq, lengths = map(torch.from_numpy, self.sequences.histories(positions[rows], self.max_length))
-            state = model.encode(item_seq.to(device), lengths.to(device))
-            result = state.new_empty(len(order), state.shape[1]) if result is None else result
-            result[torch.from_numpy(rows).to(device)] = state
-        return result
+            result[torch.from_numpy(rows).to(device)] = model.encode(item_seq.to(device), lengths.to(device))
+        return distributed.summed(result)
 
     @torch.no_grad()
     def per_query(self, prompted, score):
@@ -112,18 +111,21 @@ class Evaluator:
         Returns:
             dict "Recall@k" / "NDCG@k" -> float64 [Q].
         """
-        queries, hits = prompted.queries, []
-        for start in range(0, len(queries), self.batch_size):
-            rows = np.arange(start, min(start + self.batch_size, len(queries)))
+        queries = prompted.queries
+        hits = torch.zeros(len(queries), self.cutoffs[-1], dtype=torch.uint8)
+        mine = np.array_split(np.arange(len(queries)), distributed.world_size())[distributed.rank()]
+        for start in range(0, len(mine), self.batch_size):
+            rows = mine[start : start + self.batch_size]
             scores = score(prompted, rows)
             scores[:, 0] = -torch.inf  # padding
             if self.mask_history:
                 seen = self.sequences.seen(queries.position[rows])
                 scores[tuple(torch.from_numpy(s).to(scores.device) for s in seen)] = -torch.inf
             targets = torch.from_numpy(queries.targets[rows]).to(scores.device)
-            hits.append(hits_at(scores, targets, self.cutoffs[-1]).cpu())
+            hits[torch.from_numpy(rows)] = hits_at(scores, targets, self.cutoffs[-1]).cpu().to(hits.dtype)
+        distributed.summed(hits)
         n_targets = torch.from_numpy((queries.targets != NO_ITEM).sum(axis=1))
-        return ranking_metrics(torch.cat(hits), n_targets, self.cutoffs)
+        return ranking_metrics(hits.bool(), n_targets, self.cutoffs)
 
     def row(self, method, prompted, metrics):
         """A row of metrics.json from what `per_query` gave; the queries' own values are kept in `scored`."""

@@ -13,6 +13,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.model.sequential_recommender import BERT4Rec, GRU4Rec, SASRec
 from torch.nn.functional import pad
 
+from recbole_dpr import distributed
 from recbole_dpr.data.loaders import PackedLoader, PrefixLoader
 from recbole_dpr.errors import UserError
 from recbole_dpr.model.losses import softmax_cross_entropy
@@ -57,7 +58,7 @@ class AllPositions(Backbone):
     @staticmethod
     def loader(sequences, config, stage, seed, prompts=None):
         """Packed sequences, every position a target; stage: the keys of a stage."""
-        batch_size = stage.get("train_batch_size", config["train_batch_size"])
+        batch_size = stage.get("train_batch_size", config["train_batch_size"]) * distributed.world_size()
         return PackedLoader(sequences, config["MAX_ITEM_LIST_LENGTH"], batch_size, seed, prompts)
 
     def gather_indexes(self, output, gather_index):
@@ -101,8 +102,8 @@ class Prefixes(Backbone):
     @staticmethod
     def loader(sequences, config, stage, seed, prompts=None):
         """Sampled histories, one target each."""
-        sizes = (config[key] for key in ("MAX_ITEM_LIST_LENGTH", "prefixes_per_sequence", "prefix_batch_size"))
-        return PrefixLoader(sequences, *sizes, seed, prompts)
+        batch_size = config["prefix_batch_size"] * distributed.world_size()
+        return PrefixLoader(sequences, config["MAX_ITEM_LIST_LENGTH"], config["prefixes_per_sequence"], batch_size, seed, prompts)
 
     def batch_states(self, batch):
         return self.encode(batch.item_seq, batch.lengths)

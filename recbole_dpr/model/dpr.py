@@ -213,7 +213,7 @@ class Promptable:
         if not isinstance(interaction, PackedBatch):
             return super().calculate_loss(interaction)
         if not interaction.prompted:
-            return (self.pretraining_loss(interaction, self.softmax_dtype),)
+            return (interaction.weight * self.pretraining_loss(interaction, self.softmax_dtype),)
         with self._backbone_as_it_trains():
             states, items = self.answering.batch_states(interaction), self.answering.item_matrix()
         if not self.train_backbone:
@@ -221,10 +221,10 @@ class Promptable:
         weights, losses = self.loss_weights, []
         if weights["seq"] and self.train_backbone:
             loss = softmax_cross_entropy(states[interaction.rows], items, interaction.targets, dtype=self.softmax_dtype)
-            losses.append(weights["seq"] * loss)
+            losses.append(weights["seq"] * interaction.weight * loss)
         for part, name in zip(interaction.prompted, ("pos", "neg")):
             if weights[name] and len(part.rows):
-                losses.append(weights[name] * self._prompted_loss(states[part.rows], items, part))
+                losses.append(weights[name] * part.weight * self._prompted_loss(states[part.rows], items, part))
         return tuple(losses)
 
     def implicit_loss(self, batch):
@@ -232,6 +232,7 @@ class Promptable:
         states, items = self.batch_states(batch), self.item_matrix()
         return tuple(
             self.loss_weights[name]
+            * part.weight
             * softmax_cross_entropy(states[part.rows], items, part.targets, self.prompt_temperature, dtype=self.softmax_dtype)
             for part, name in zip(batch.prompted, ("pos", "neg"))
             if self.loss_weights[name] and len(part.rows)

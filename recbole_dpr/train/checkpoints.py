@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from recbole_dpr import distributed
 from recbole_dpr.errors import UserError
 
 
@@ -15,10 +16,16 @@ from recbole_dpr.errors import UserError
 def replacing(path):
     """A path to write to; it takes the place of `path` when the block ends well, else it is removed.
 
+    Of several processes the first alone writes, and the others wait for it.
+
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
+    if not distributed.is_first():
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+        return distributed.barrier()
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,6 +34,7 @@ def replacing(path):
         yield Path(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        distributed.barrier()
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; name a writable folder with --output_dir=") from error
     finally:

@@ -8,6 +8,7 @@ import torch
 from recbole.trainer import Trainer
 from tqdm import tqdm
 
+from recbole_dpr import distributed
 from recbole_dpr.compat import tensorboard_in
 from recbole_dpr.train import checkpoints
 
@@ -37,7 +38,7 @@ class StageTrainer(Trainer):
         self.best_file, self.last_file = (Path(folder) / f"{name or f'stage{stage}'}.{kind}.pt" for kind in ("best", "last"))
         self.history, self.last_result = [], {}
         self.on_epoch = None
-        with tensorboard_in(Path(folder) / "tensorboard"):
+        with tensorboard_in(Path(folder) / "tensorboard" if distributed.is_first() else None):
             super().__init__(config, model)
         self.epochs = min(settings["epochs"], config["epochs"])
         self.eval_step = min(config["eval_step"], max(1, self.epochs))
@@ -87,15 +88,25 @@ class StageTrainer(Trainer):
         self.model.train()
         self.model.train_backbone = not self.trains_prompts or bool(self.settings["backbone_learning_rate"])
         self.model.prompt_noise = self.settings.get("prompt_noise", 0.0)
-        torch.manual_seed(np.random.SeedSequence([self.config["seed"], self.stage, epoch_idx]).generate_state(1)[0])
+        stream = [self.config["seed"], self.stage, epoch_idx]
+        if not distributed.is_first():
+            stream.append(distributed.rank())  # dropout of its own
+        torch.manual_seed(np.random.SeedSequence(stream).generate_state(1)[0])
         self._set_learning_rates(epoch_idx)
         train_data.epoch = epoch_idx
         bar = tqdm(train_data, desc=f"{self.title} epoch {epoch_idx + 1}/{self.epochs}", disable=not show_progress, leave=False)
         total, steps = torch.zeros((), device=self.device), 0
+        number, n_parts = distributed.rank(), distributed.world_size()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for batch in bar:
-            loss = sum(self.loss(batch.to(self.device)))
+            if n_parts > 1:
+                batch = batch.part(number, n_parts)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            losses = self.loss(batch.to(self.device)) if len(batch.rows) else ()
+            loss = sum(losses, start=torch.zeros((), device=self.device))
+            if loss.requires_grad:
+                loss.backward()
+            distributed.sum_gradients(parameters)
             if self.clip_grad_norm:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
             self.optimizer.step()
@@ -103,7 +114,8 @@ class StageTrainer(Trainer):
             steps += 1
             if steps % _REPORT_EVERY == 0:
                 self._check_nan(total)
-                bar.set_postfix(loss=f"{total.item() / steps:.4f}")
+                bar.set_postfix(loss=f"{n_parts * total.item() / steps:.4f}")  # of this process's part, which weighs its share
+        distributed.summed(total)
         self._check_nan(total)
         return total.item() / max(1, steps)
 
