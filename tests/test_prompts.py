@@ -214,9 +214,9 @@ def test_the_category_reader_tells_what_is_named(encoder, intent):
     weight, bias = prompts.category_reader(intent)
     read = lambda rows: (prompts.vectors[rows] @ weight + bias).softmax(1)  # noqa: E731
     for category, rows in enumerate(named):
-        assert (read(rows).argmax(1) == category).float().mean() > 0.9
+        assert (read(rows).argmax(1) == category).float().mean() > 0.95
     if intent == POSITIVE:
-        assert (read(wishes).argmax(1) == 3).float().mean() > 0.8
+        assert (read(wishes).argmax(1) == 3).float().mean() > 0.9
 
 
 def test_a_category_reader_without_phrases_or_with_one_category(encoder):
