@@ -22,6 +22,7 @@ _CHOICES = {
     "prompt_keys": ("sentence", "token"),
     "encoder_precision": ("auto", "float32", "bfloat16"),
     "softmax_precision": ("auto", "float32", "bfloat16"),
+    "backbone_precision": ("auto", "float32", "bfloat16"),
 }
 _BOOLEANS = (
     *("short_windows", "mask_history", "drop_unseen_items", "two_towers", "item_text", "read_prompts", "decouple_backbone"),

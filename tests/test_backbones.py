@@ -42,7 +42,7 @@ def data(folder):
 def build(folder, data, name, length=L, **keys):
     """An untrained DPR_<name> with 2 random prompts and random fusion weights; dropout off."""
     model = f"DPR_{name}"
-    config = make_config(model, "tiny", (), tiny.settings(folder, model, **{"MAX_ITEM_LIST_LENGTH": length, "softmax_precision": "float32", **keys}))
+    config = make_config(model, "tiny", (), tiny.settings(folder, model, **{"MAX_ITEM_LIST_LENGTH": length, "softmax_precision": "float32", "backbone_precision": "float32", **keys}))
     config["prompt_size"], config["n_categories"] = D, 4
     torch.manual_seed(1)
     model = promptable(model)(config, data[1]).eval()

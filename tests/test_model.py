@@ -26,7 +26,7 @@ D, P = 12, 30
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     tiny.write(folder)
-    config = make_config("DPR_SASRec", "tiny", (), tiny.settings(folder, MAX_ITEM_LIST_LENGTH=60, train_batch_size=300, softmax_precision="float32"))
+    config = make_config("DPR_SASRec", "tiny", (), tiny.settings(folder, MAX_ITEM_LIST_LENGTH=60, train_batch_size=300, softmax_precision="float32", backbone_precision="float32"))
     return config, *read_sequences(config)
 
 

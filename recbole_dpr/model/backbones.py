@@ -17,6 +17,8 @@ from recbole_dpr import distributed
 from recbole_dpr.data.loaders import PackedLoader, PrefixLoader
 from recbole_dpr.errors import UserError
 from recbole_dpr.model.losses import softmax_cross_entropy
+from recbole_dpr.model.quick_layers import causal_mask, make_causal, quicken
+from recbole_dpr.precision import compute_dtype
 
 _TRIAL_ITEMS = 8  # of the vocabulary that a backbone is tried on
 
@@ -32,6 +34,16 @@ class Backbone:
     """
 
     n_constants = 0
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        quicken(self)
+        self.train_dtype = compute_dtype(config["backbone_precision"] or "auto", config["device"])  # older models lack the key
+
+    def low_precision(self):
+        """Context in which matrix products are those of training; weights, their gradients and the optimiser stay in float32."""
+        low = self.train_dtype != torch.float32
+        return torch.autocast(self.item_embedding.weight.device.type, self.train_dtype, enabled=low)
 
     @property
     def state_size(self):
@@ -80,8 +92,9 @@ class AllPositions(Backbone):
             self._keep_positions = False
 
     def batch_states(self, batch):
-        states = self.states(batch.item_seq)
-        return states.reshape(-1, states.shape[-1])  # [B * T, d]
+        with self.low_precision():
+            states = self.states(batch.item_seq)
+        return states.float().reshape(-1, states.shape[-1])  # [B * T, d]
 
     def pretraining_loss(self, batch, dtype):
         """Cross-entropy of the next item at every position; dtype as for `softmax_cross_entropy`."""
@@ -90,6 +103,13 @@ class AllPositions(Backbone):
 
 class CausalSASRec(AllPositions, SASRec):
     """SASRec (Kang and McAuley, arXiv:1808.09781), RecBole's implementation, with `states`."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        make_causal(self)
+
+    def get_attention_mask(self, item_seq, bidirectional=False):
+        return causal_mask(item_seq.shape[1], item_seq.device)
 
 
 class CausalGRU4Rec(AllPositions, GRU4Rec):
@@ -106,7 +126,9 @@ class Prefixes(Backbone):
         return PrefixLoader(sequences, config["MAX_ITEM_LIST_LENGTH"], config["prefixes_per_sequence"], batch_size, seed, prompts)
 
     def batch_states(self, batch):
-        return self.encode(batch.item_seq, batch.lengths)
+        with self.low_precision():
+            states = self.encode(batch.item_seq, batch.lengths)
+        return states.float()
 
 
 class MaskedBERT4Rec(Prefixes, BERT4Rec):
@@ -161,7 +183,8 @@ class MaskedBERT4Rec(Prefixes, BERT4Rec):
             sequence: int64 [B, T], padded with 0 on the right; masked: bool [B, T].
             dtype: as for `softmax_cross_entropy`.
         """
-        states = self.forward(sequence.masked_fill(masked, self.mask_token))[masked]
+        with self.low_precision():
+            states = self.forward(sequence.masked_fill(masked, self.mask_token))[masked].float()
         return softmax_cross_entropy(pad(states, (0, 1), value=1.0), self.item_matrix(), sequence[masked], dtype=dtype)
 
 

@@ -8,6 +8,8 @@ Source: arXiv:2602.18929, "Prompt embedder" and "Signal fusion".
 import torch
 from torch import nn
 
+from recbole_dpr.model.quick_layers import Dropout
+
 N_INTENTS = 2
 
 
@@ -17,7 +19,7 @@ class Projector(nn.Module):
     def __init__(self, prompt_size, inner_size, hidden_size, dropout):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(prompt_size, inner_size), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner_size, hidden_size)
+            nn.Linear(prompt_size, inner_size), nn.GELU(), Dropout(dropout), nn.Linear(inner_size, hidden_size)
         )
 
     def forward(self, prompt):
@@ -35,9 +37,9 @@ class FusionBlock(nn.Module):
         self.attention = nn.MultiheadAttention(hidden_size, heads, batch_first=True)
         self.norm = nn.LayerNorm(hidden_size)
         self.ffn = nn.Sequential(
-            nn.Linear(hidden_size, inner_size), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner_size, hidden_size)
+            nn.Linear(hidden_size, inner_size), nn.GELU(), Dropout(dropout), nn.Linear(inner_size, hidden_size)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for layer in (self.attention.out_proj, self.ffn[-1]):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -79,7 +81,7 @@ class ItemSideWeights(nn.Module):
         super().__init__()
         self.scale = scale
         self.prompt, self.named = nn.Linear(prompt_size, inner_size), nn.Linear(n_categories + 1, inner_size, bias=False)
-        self.output = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(inner_size, 1 + n_categories))
+        self.output = nn.Sequential(nn.GELU(), Dropout(dropout), nn.Linear(inner_size, 1 + n_categories))
         nn.init.zeros_(self.output[-1].weight)
         nn.init.zeros_(self.output[-1].bias)
 
