@@ -21,7 +21,7 @@ class TextScores:
 
     Attributes:
         weight: float [N], gets a gradient.
-        fit: [U, V] of any float type; row: int64 [N], each row's prompt among the U.
+        fit: [U, V] of the type of the products; row: int64 [N], each row's prompt among the U.
         own_item, own_fit: int64 [N], float [N]: the one item whose fit is another.
     """
 
@@ -45,7 +45,7 @@ def softmax_cross_entropy(state, item, targets, temperature=1.0, text=None, dtyp
         targets: int64 [N] (one target each) or [N, K] padded with negative numbers, at least one each.
         temperature: tau > 0.
         text: TextScores or None.
-        dtype: of the matrix products, default that of `state`; sums and exponentials stay in that of `state`.
+        dtype: of the matrix products and of what is kept of [N, V] arrays, default that of `state`; sums are taken in that of `state`.
 
     Returns:
         Scalar loss.
@@ -73,20 +73,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # reused by all chunks: fresh memory for each costs as much as some of what is computed in it
         chunk = min(_CHUNK, max(128, _CHUNK_SCORES // len(item)))
         buffer = torch.empty(min(chunk, n_rows), len(item), dtype=dtype, device=state.device)
+        fit_buffer = None if text is None else torch.empty_like(buffer)
         for start in range(0, n_rows, chunk):
             part = slice(start, start + chunk)
             chosen = buffer[: len(state[part])]
             torch.mm(scaled_low[part], item_low.T, out=chosen)  # [n, V]
             if text is not None:
-                fit = text.fit[text.row[part]].to(state.dtype)
-                fit.scatter_(1, text.own_item[part][:, None], text.own_fit[part][:, None])
-                chosen = torch.addcmul(chosen.to(state.dtype), fit, weight[part][:, None], value=1 / temperature)
-            torch._softmax(chosen, 1, False, out=chosen)
+                fit = torch.index_select(text.fit, 0, text.row[part], out=fit_buffer[: len(chosen)])
+                fit.scatter_(1, text.own_item[part][:, None], text.own_fit[part][:, None].to(dtype))
+                chosen.addcmul_(fit, (weight[part][:, None] / temperature).to(dtype))
+            torch.softmax(chosen, 1, out=chosen)
             at_targets = chosen.gather(1, target[part]).to(state.dtype)  # [n, K]
             total -= (share[part] * at_targets.clamp(min=_SMALLEST).log()).sum(dtype=torch.float64)
             if text is not None:
                 grad_weight[part] = torch.linalg.vecdot(chosen, fit) - (share[part] * fit.gather(1, target[part])).sum(1)
-                chosen = chosen.to(dtype)
             # the gradient of the scores is `chosen` less the targets' shares, which are seen to after the loop
             grad_state[part] = chosen @ item_low
             grad_item += chosen.T @ scaled_low[part]
