@@ -35,6 +35,7 @@ from recbole_dpr.data.dataset import TRAIN
 from recbole_dpr.data.loaders import TrainingPrompts
 from recbole_dpr.materials import item_years, prepare_queries, read_sequences
 from recbole_dpr.model import promptable
+from recbole_dpr.precision import compute_dtype
 from recbole_dpr.prompts.encoder import PromptEncoder
 from recbole_dpr.prompts.item_text import MeanText
 from recbole_dpr.run import machine, versions
@@ -95,7 +96,7 @@ def child(side, model, history, limit, settings):
         if side == "ours":
             config = make_config(f"DPR_{model}", dataset_name, (), {**settings, "train_batch_size": _POSITIONS, "read_prompts": False})
             sequences, dataset = read_sequences(config)
-            trainer = _stage(config, 1, _untrained(config, dataset, sequences), Path(folder))
+            trainer = _stage(config, 1, _untrained(config, dataset, sequences, 1), Path(folder))  # stage 1 meets no prompt
             loader = trainer.model.loader(sequences, config, {}, (config["seed"], 1))
         else:
             from recbole_dpr.zoo import RecBoleModel, dataset_class
@@ -111,9 +112,8 @@ def child(side, model, history, limit, settings):
     return {"targets": timed.targets, "seconds": timed.seconds, "data": prepared}
 
 
-def _untrained(config, dataset, sequences):
-    config["prompt_size"] = PromptEncoder(config["prompt_encoder"], cache_dir=config["prompt_cache_dir"]).dim
-    config["n_categories"] = len(sequences.category_names)
+def _untrained(config, dataset, sequences, prompt_size):
+    config["prompt_size"], config["n_categories"] = prompt_size, len(sequences.category_names)
     init_seed(config["seed"], config["reproducibility"])
     return promptable(config["model"])(config, dataset).to(config["device"])
 
@@ -169,10 +169,10 @@ def _own_process(side, model, length, limit, settings):
 
 def _rectools(python, file, sequences, length, limit):
     """The training part goes through a file: the other side has none of our packages."""
-    start, end = sequences.bounds(TRAIN)
+    _, end = sequences.bounds(TRAIN)
     position = np.arange(len(sequences.items))
     user = sequences.user_of
-    mine = (position >= start[user]) & (position < end[user])
+    mine = position < end[user]
     np.savez(file, user=user[mine], item=sequences.items[mine], time=position[mine])
     script = Path(__file__).with_name("train_rectools.py")
     batch = max(1, _POSITIONS // length)
@@ -198,9 +198,9 @@ def _cost(sequences, config, found, rate):
         "linear layers": 3 * n_layers * (8 * d * d + 4 * d * inner),
         "attention": 3 * n_layers * 4 * d * context,
     }
-    softmax = "bfloat16" if promptable_softmax_is_low(config) else "float32"
-    product = {name: found[f"product, {'scores' if name.startswith('softmax') else 'square'}, {softmax if name.startswith('softmax') else 'float32'}"][0] for name in parts}
-    seconds = {name: flops / product[name] for name, flops in parts.items()}
+    softmax = str(compute_dtype(config["softmax_precision"], config["device"])).removeprefix("torch.")
+    scores, square = found[f"product, scores, {softmax}"][0], found["product, square, float32"][0]
+    seconds = {name: flops / (scores if name.startswith("softmax") else square) for name, flops in parts.items()}
     seconds["exponentials of the softmax"] = sequences.n_items / found["exp, in cache"][0]
     seconds["dropout"] = d * (1 + 2 * n_layers) / found["dropout"][0]
     floor = sum(seconds.values())
@@ -211,12 +211,6 @@ def _cost(sequences, config, found, rate):
     return f"{table}\n\nShare of the floor: {100 * floor * rate:.0f} % (softmax in {softmax}, mean context {context:.0f})."
 
 
-def promptable_softmax_is_low(config):
-    from recbole_dpr.precision import compute_dtype
-
-    return compute_dtype(config["softmax_precision"], config["device"]) == torch.bfloat16
-
-
 # --- stages 2 and 3 against stage 1
 
 
@@ -225,7 +219,7 @@ def stages(folder, model, length, rounds, limit, settings):
     config = make_config(kept.pop("model"), kept.pop("dataset"), (), {**kept, **_without(settings), "read_prompts": False})
     sequences, dataset = read_sequences(config)
     bank = prepare_queries(config, sequences, item_years(dataset, config["YEAR_FIELD"])).bank
-    model = _untrained(config, dataset, sequences)
+    model = _untrained(config, dataset, sequences, PromptEncoder(config["prompt_encoder"]).dim)
     bank.vectors = bank.asked = torch.nn.functional.normalize(torch.randn(len(bank.all_texts), config["prompt_size"]), dim=1)
     reader = torch.zeros(config["prompt_size"], config["n_categories"] + 1), torch.zeros(config["n_categories"] + 1)
     if model.item_weights is not None:
