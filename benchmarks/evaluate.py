@@ -22,10 +22,11 @@ from recbole_dpr.evaluation import methods
 from recbole_dpr.evaluation.evaluator import Evaluator
 from recbole_dpr.materials import item_years, prepare_queries, read_sequences
 from recbole_dpr.model import promptable
-from recbole_dpr.prompts.encoder import PromptEncoder
 from recbole_dpr.run import machine, peak_memory_mb, versions
 from recbole_dpr.serving.recommender import load
 from recbole_dpr.yamlfile import read_yaml
+
+_PROMPT_SIZE = 384  # of the default encoder's vectors
 
 
 def main(folder, settings):
@@ -66,7 +67,7 @@ def main(folder, settings):
 @torch.no_grad()
 def _untrained(config, dataset, sequences):
     """The model as a run builds it, with an item side that is random instead of embedded."""
-    config["prompt_size"], config["n_categories"] = PromptEncoder(config["prompt_encoder"]).dim, len(sequences.category_names)
+    config["prompt_size"], config["n_categories"] = _PROMPT_SIZE, len(sequences.category_names)
     model = promptable(config["model"])(config, dataset).eval()
     model.item_side.normal_()
     return model

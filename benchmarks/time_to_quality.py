@@ -3,9 +3,10 @@
     python benchmarks/time_to_quality.py [--models=SASRec,GRU4Rec] [--dataset=ml-100k] [--epochs=100] [--file=FILE.json]
 
 Quality is NDCG@10 of the next item on the validation part, by our evaluator on both sides; its time is not counted. RecBole
-trains by its own recipe, one row per prefix, until ten epochs (its `stopping_step`) bring nothing better, or for `epochs`. Ours is
-stage 1 of DPR_<model> with its defaults. FILE (default: time_to_quality.json) keeps every epoch as it ends, and RecBole's weights
-lie beside it: the same command goes on after an interruption. Prints Markdown.
+trains by its own recipe, one row per prefix, until ten epochs (its `stopping_step`) bring nothing better, or for `epochs`.
+Ours is stage 1 of DPR_<model> with its defaults (--stage1='{epochs: 6}' for others). FILE (default: time_to_quality.json)
+keeps every epoch as it ends, and RecBole's weights lie beside it: the same command goes on after an interruption.
+Prints Markdown.
 """
 
 import json
@@ -118,9 +119,10 @@ def _quality(sequences, config, method=None):
 
 def main(models="SASRec,GRU4Rec", dataset="ml-100k", epochs=100, file="time_to_quality.json", **settings):
     record, rows = Record(file), []
+    stage1 = {"stage1": settings.pop("stage1")} if "stage1" in settings else {}
     for model in models.split(","):
         recbole_curve(record, model, dataset, epochs, settings)
-        our_curve(record, model, dataset, settings)
+        our_curve(record, model, dataset, {**settings, **stage1})
         number, target, seconds = record.best(f"RecBole {model}")
         scores = [epoch["score"] for epoch in record.curves[f"ours {model}"]]
         reached = next((n for n, score in enumerate(scores, 1) if score >= target), None)

@@ -36,7 +36,6 @@ from recbole_dpr.data.loaders import TrainingPrompts
 from recbole_dpr.materials import item_years, prepare_queries, read_sequences
 from recbole_dpr.model import promptable
 from recbole_dpr.precision import compute_dtype
-from recbole_dpr.prompts.encoder import PromptEncoder
 from recbole_dpr.prompts.item_text import MeanText
 from recbole_dpr.run import machine, versions
 from recbole_dpr.train.trainer import StageTrainer
@@ -48,6 +47,7 @@ _SIZES = {
 }
 _POSITIONS, _PREFIX_ROWS = 6400, 2048  # of a batch: ours and RecTools', RecBole's
 _WARM_UP = 3  # steps; one where a step is a whole second
+_PROMPT_SIZE = 384  # of the default encoder's vectors
 
 
 class Timed:
@@ -219,7 +219,7 @@ def stages(folder, model, length, rounds, limit, settings):
     config = make_config(kept.pop("model"), kept.pop("dataset"), (), {**kept, **_without(settings), "read_prompts": False})
     sequences, dataset = read_sequences(config)
     bank = prepare_queries(config, sequences, item_years(dataset, config["YEAR_FIELD"])).bank
-    model = _untrained(config, dataset, sequences, PromptEncoder(config["prompt_encoder"]).dim)
+    model = _untrained(config, dataset, sequences, _PROMPT_SIZE)
     bank.vectors = bank.asked = torch.nn.functional.normalize(torch.randn(len(bank.all_texts), config["prompt_size"]), dim=1)
     reader = torch.zeros(config["prompt_size"], config["n_categories"] + 1), torch.zeros(config["n_categories"] + 1)
     if model.item_weights is not None:
