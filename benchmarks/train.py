@@ -143,12 +143,15 @@ def compare(models, lengths, rounds, limit, settings, rectools_python):
                 results = {side: [] for side in sides}
                 for _ in range(rounds):
                     for side, run in sides.items():
-                        results[side].append(run())
+                        result = run()
+                        results[side].append(result)
+                        rate = result["targets"] / result["seconds"]
+                        print(f"{model}, history <= {length}, {side}: {rate:,.0f} targets/s", file=sys.stderr, flush=True)
             rates = {side: median(r["targets"] / r["seconds"] for r in runs) for side, runs in results.items()}
-            rows = [
-                [side, f"{rate:,.0f}", f"{rates['ours'] / rate:.2f}", f"{median(r['data'] for r in results[side]):.1f}", f"{results[side][0]['targets']:,}"]
-                for side, rate in rates.items()
-            ]
+            rows = []
+            for side, rate in rates.items():
+                prepared = median(r["data"] for r in results[side])
+                rows.append([side, f"{rate:,.0f}", f"{rates['ours'] / rate:.2f}", f"{prepared:.1f}", f"{results[side][0]['targets']:,}"])
             print(f"### {model}, history <= {length}\n")
             head = ["", "targets/s, median", "ours / this", "data, s", "targets in a round"]
             print(tabulate(rows, headers=head, tablefmt="github", disable_numparse=True), "\n")

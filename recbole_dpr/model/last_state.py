@@ -10,8 +10,12 @@ from recbole_dpr.model.backbones import CausalSASRec
 
 
 def encode(backbone, item_seq, lengths):
-    """`backbone.encode(item_seq, lengths)` within rounding, by the shortest way that this backbone has: [B, k]."""
-    if isinstance(backbone, CausalSASRec) and backbone.hidden_act == "gelu" and not backbone.training:
+    """`backbone.encode(item_seq, lengths)` within rounding, by the shortest way that this backbone has: [B, k].
+
+    What is exported is RecBole's own forward: torch.export takes the number of requests in this one for fixed.
+    """
+    shorter = isinstance(backbone, CausalSASRec) and backbone.hidden_act == "gelu" and not backbone.training
+    if shorter and not torch.compiler.is_compiling():
         return _sasrec(backbone, item_seq, lengths)
     return backbone.encode(item_seq, lengths)
 
