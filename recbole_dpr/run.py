@@ -278,7 +278,7 @@ class _Run:
 
     def _measure(self, label, method, sets=None, tasks=("SEQ", "POS", "NEG")):
         sets = sets or [p for p in self.materials.test if p.queries.task in tasks]
-        return [self.evaluator.row(label, prompted, self.evaluator.per_query(prompted, method.score)) for prompted in sets]
+        return self.evaluator.rows(label, method, sets)
 
     def _write(self, results):
         config, folder = self.config, self.folder

@@ -57,8 +57,8 @@ def run_recbole_model(config, folder):
         with _timed(seconds, "evaluate"):
             evaluator = Evaluator(sequences, config)
             only_category = methods.Filter(model, torch.from_numpy(sequences.categories).to(config["device"]))
-            results = _measured(name, model, evaluator, test)
-            results += _measured(f"Filter {name}", only_category, evaluator, [p for p in test if p.kind != "none"])
+            results = evaluator.rows(name, model, test)
+            results += evaluator.rows(f"Filter {name}", only_category, [p for p in test if p.kind != "none"])
     result = {
         **{"model": name, "dataset": config["dataset"], "seed": config["seed"]},
         "versions": versions(),
@@ -179,6 +179,9 @@ class RecBoleModel:
         position = prompted.queries.position[rows]
         return torch.cat([self._scores(position[i : i + self.at_once]) for i in range(0, len(position), self.at_once)])
 
+    def depends_on(self, prompted):
+        return prompted.queries.position[:, None]
+
     def _scores(self, position):
         config, sequences = self.config, self.sequences
         fields = {config["USER_ID_FIELD"]: self.user_ids[sequences.user_of[position]]}
@@ -233,23 +236,6 @@ def dataset_class(config):
         return PrefixDataset if kind == ModelType.SEQUENTIAL else FlatDataset
     split = _LinkedSplit if issubclass(special, KnowledgeBasedDataset) else ChronologicalSplit
     return type(special.__name__, (split, special), {})
-
-
-def _measured(label, method, evaluator, test):
-    """Rows of metrics.json.
-
-    Queries that differ in the kind of their prompt alone share their rankings, as these methods do not read it.
-    """
-    rows, ranked = [], {}
-    for prompted in test:
-        queries = prompted.queries
-        key = queries.task, queries.window
-        if key not in ranked:  # the first kind, category, has all queries of the set
-            ranked[key] = queries.position, evaluator.per_query(prompted, method.score)
-        position, metrics = ranked[key]
-        at = np.searchsorted(position, queries.position)
-        rows.append(evaluator.row(label, prompted, {name: values[at] for name, values in metrics.items()}))
-    return rows
 
 
 def check_recipe(config):

@@ -5,9 +5,13 @@ import torch
 from recbole.evaluator.collector import DataStruct
 from recbole.evaluator.metrics import NDCG, Recall
 
-from recbole_dpr.evaluation.metrics import hits_at, ranking_metrics
+from recbole_dpr.evaluation.metrics import best_items, hits, ranking_metrics
 
 CUTOFFS = [1, 5, 10, 20]
+
+
+def hits_at(scores, targets, k):
+    return hits(best_items(scores, k), targets)
 
 
 def by_recbole(scores, targets):

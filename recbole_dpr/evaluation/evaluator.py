@@ -10,9 +10,11 @@ import torch
 from tqdm import tqdm
 
 from recbole_dpr import distributed
-from recbole_dpr.data.dataset import NO_ITEM
-from recbole_dpr.evaluation.metrics import hits_at, ranking_metrics
+from recbole_dpr.data.dataset import NO_ITEM, ranges_of
+from recbole_dpr.evaluation.metrics import best_items, hits, ranking_metrics
 from recbole_dpr.evaluation.queries import QuerySet, prompts_for
+from recbole_dpr.model.backbones import AllPositions
+from recbole_dpr.model.last_state import encode
 from recbole_dpr.prompts.bank import NO_PROMPT
 
 
@@ -87,20 +89,51 @@ class Evaluator:
 
     @torch.no_grad()
     def states(self, model, positions, show_progress=False):
-        """The backbone's state before each position, float [Q, k] on the model's device."""
+        """The backbone's state before each position, float [Q, k] on the model's device.
+
+        Of a backbone that gives the states of a whole sequence, positions whose histories begin with the same item, which
+        are prefixes of one another, share a pass.
+        """
         model.eval()
         device = next(model.parameters()).device
         lengths = self.sequences.histories(positions, self.max_length)[1]
-        order = np.argsort(lengths)[distributed.rank() :: distributed.world_size()]
+        passes = positions - lengths if isinstance(model, AllPositions) else positions
+        order = np.lexsort((positions, passes))
+        first = np.flatnonzero(np.diff(passes[order], prepend=-1))  # of each pass in `order`; its last history is the longest
+        count = np.diff(np.append(first, len(order)))
+        longest = order[first + count - 1]
         result = torch.zeros(len(positions), model.state_size, device=device)
-        batch = max(1, _ENCODED_AT_ONCE // max(1, int(lengths.max(initial=1))))
-        for start in tqdm(range(0, len(order), batch), desc="encode histories", disable=not show_progress, leave=False):
-            rows = order[start : start + batch]
-            item_seq, lengths = map(torch.from_numpy, self.sequences.histories(positions[rows], self.max_length))
-            result[torch.from_numpy(rows).to(device)] = model.encode(item_seq.to(device), lengths.to(device))
+        at_once = max(1, _ENCODED_AT_ONCE // max(1, int(lengths.max(initial=1))))
+        bar = tqdm(total=len(first), desc="encode histories", disable=not show_progress, leave=False)
+        for several in (False, True):
+            mine = np.flatnonzero((count > 1) == several)
+            mine = mine[np.argsort(lengths[longest[mine]], kind="stable")][distributed.rank() :: distributed.world_size()]
+            for start in range(0, len(mine), at_once):
+                block = mine[start : start + at_once]
+                item_seq, ends = self.sequences.histories(positions[longest[block]], self.max_length)
+                item_seq = torch.from_numpy(item_seq).to(device)
+                if several:
+                    sequence, rows = map(torch.from_numpy, ranges_of(first[block], count[block], order))
+                    states = model.states(item_seq)[sequence.to(device), torch.from_numpy(lengths).to(device)[rows.to(device)] - 1]
+                else:
+                    rows = torch.from_numpy(longest[block])
+                    states = encode(model, item_seq, torch.from_numpy(ends).to(device))
+                result[rows.to(device)] = states
+                bar.update(len(block))
+        bar.close()
         return distributed.summed(result)
 
-    @torch.no_grad()
+    def metrics(self, method, sets):
+        """Metrics of every query of several sets; rankings that come out the same are made once.
+
+        Args:
+            method: one of evaluation.methods; sets: list of PromptedQueries.
+
+        Returns:
+            list of dicts "Recall@k" / "NDCG@k" -> float64 [Q], one per set.
+        """
+        return self._metrics(sets, method.score, np.concatenate([method.depends_on(prompted) for prompted in sets]))
+
     def per_query(self, prompted, score):
         """Metrics of every query.
 
@@ -111,24 +144,43 @@ class Evaluator:
         Returns:
             dict "Recall@k" / "NDCG@k" -> float64 [Q].
         """
-        queries = prompted.queries
-        hits = torch.zeros(len(queries), self.cutoffs[-1], dtype=torch.uint8)
-        mine = np.array_split(np.arange(len(queries)), distributed.world_size())[distributed.rank()]
-        for start in range(0, len(mine), self.batch_size):
-            rows = mine[start : start + self.batch_size]
-            scores = score(prompted, rows)
-            scores[:, 0] = -torch.inf  # padding
-            if self.mask_history:
-                seen = self.sequences.seen(queries.position[rows])
-                scores[tuple(torch.from_numpy(s).to(scores.device) for s in seen)] = -torch.inf
-            targets = torch.from_numpy(queries.targets[rows]).to(scores.device)
-            hits[torch.from_numpy(rows)] = hits_at(scores, targets, self.cutoffs[-1]).cpu().to(hits.dtype)
-        distributed.summed(hits)
-        n_targets = torch.from_numpy((queries.targets != NO_ITEM).sum(axis=1))
-        return ranking_metrics(hits.bool(), n_targets, self.cutoffs)
+        return self._metrics([prompted], score, np.arange(len(prompted))[:, None])[0]
 
-    def row(self, method, prompted, metrics):
-        """A row of metrics.json from what `per_query` gave; the queries' own values are kept in `scored`."""
+    @torch.no_grad()
+    def _metrics(self, sets, score, depends_on):
+        """As `metrics`; depends_on: int64 [Q, n], what the rankings of all queries of the sets depend on."""
+        representative, ranking_of = _distinct(depends_on)
+        ends = np.cumsum([len(prompted) for prompted in sets])
+        best = torch.zeros(len(representative), self.cutoffs[-1], dtype=torch.int32)
+        for prompted, end in zip(sets, ends):
+            start = end - len(prompted)
+            own = np.flatnonzero((representative >= start) & (representative < end))
+            own = np.array_split(own, distributed.world_size())[distributed.rank()]
+            for block in range(0, len(own), self.batch_size):
+                rankings = own[block : block + self.batch_size]
+                best[torch.from_numpy(rankings)] = self._best(prompted, representative[rankings] - start, score)
+        distributed.summed(best)
+        result = []
+        for prompted, rows in zip(sets, np.split(ranking_of, ends[:-1])):
+            targets = torch.from_numpy(prompted.queries.targets)
+            found = hits(best[torch.from_numpy(rows)], targets)
+            result.append(ranking_metrics(found, (targets != NO_ITEM).sum(1), self.cutoffs))
+        return result
+
+    def _best(self, prompted, rows, score):
+        """The best items of these rows: int32 [B, k]."""
+        scores = score(prompted, rows).contiguous()
+        scores[:, 0] = -torch.inf  # padding
+        if self.mask_history:
+            row, item = self.sequences.seen(prompted.queries.position[rows])
+            scores.view(-1)[torch.from_numpy(row * scores.shape[1] + item).to(scores.device)] = -torch.inf
+        return best_items(scores, self.cutoffs[-1]).int().cpu()
+
+    def rows(self, label, method, sets):
+        """Rows of metrics.json of a method on several sets; the queries' own values are kept in `scored`."""
+        return [self._row(label, prompted, metrics) for prompted, metrics in zip(sets, self.metrics(method, sets))]
+
+    def _row(self, method, prompted, metrics):
         queries = prompted.queries
         where = f"{queries.task}|{prompted.kind}|{queries.window or '-'}"
         if self.metric in metrics:  # RecBole's models may be validated on one that is none of ours
@@ -142,3 +194,16 @@ class Evaluator:
     def mean(self, prompted, score):
         """Metrics averaged over the queries: dict of floats."""
         return {name: float(values.mean()) for name, values in self.per_query(prompted, score).items()}
+
+
+def _distinct(rows):
+    """The distinct rows of an int array [Q, n], in their order.
+
+    Returns:
+        first: int64 [U], where each occurs first; which: int64 [Q], the one that each row is.
+    """
+    order = np.lexsort(rows.T[::-1])
+    new = np.append(True, (np.diff(rows[order], axis=0) != 0).any(axis=1))[: len(order)]
+    which = np.empty(len(order), dtype=np.int64)
+    which[order] = np.cumsum(new) - 1
+    return order[new], which

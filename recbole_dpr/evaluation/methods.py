@@ -1,7 +1,8 @@
 """The methods that are compared: each scores all items for a batch of prompted queries.
 
 Legend: B queries of a batch, V items, d hidden, S size of the item side.
-Every `score` takes (PromptedQueries, int64 rows [B]) and returns float [B, V].
+Every `score` takes (PromptedQueries, int64 rows [B]) and returns float [B, V]; `depends_on` takes PromptedQueries and
+returns int64 [Q, n]: queries that agree in it have one ranking.
 """
 
 import numpy as np
@@ -35,6 +36,9 @@ class Base:
     def score(self, prompted, rows):
         return self.states(prompted, rows) @ self.items.T
 
+    def depends_on(self, prompted):
+        return prompted.queries.position[:, None]
+
 
 class Filter:
     """A method's ranking restricted to items with the category (POS) or without it (NEG).
@@ -50,6 +54,10 @@ class Filter:
         scores = self.method.score(prompted, rows)
         has = self.categories[torch.from_numpy(prompted.queries.category[rows]).to(scores.device)]
         return scores.masked_fill_(has if prompted.queries.task == "NEG" else ~has, -torch.inf)
+
+    def depends_on(self, prompted):
+        task = np.full(len(prompted), prompted.queries.task == "NEG")
+        return np.column_stack([self.method.depends_on(prompted), prompted.queries.category, task])
 
 
 class Prompted:
@@ -71,6 +79,9 @@ class Prompted:
         vectors, tokens = self._read(torch.from_numpy(prompted.prompt[rows]).to(state.device))
         answering = self.answering(prompted, rows)
         return self.model.prompted_vectors(state, answering, vectors, prompted.queries.intent, tokens) @ self.items.T
+
+    def depends_on(self, prompted):
+        return np.column_stack([prompted.queries.position, _asked(prompted)])
 
     def _read(self, prompt):
         """What the model is told: vectors [B, D] of rows of the prompt table, and their token keys (or None)."""
@@ -120,6 +131,10 @@ class TextFit:
             fit[repeats, items] = (asked[repeats] * left).sum(1) + offset
         return fit if prompted.queries.task == "POS" else -fit
 
+    def depends_on(self, prompted):
+        spoken_of = np.where(prompted.own_phrase == NO_PROMPT, 0, prompted.queries.spoken_of)
+        return np.column_stack([prompted.queries.position, _asked(prompted), prompted.own_phrase, spoken_of])
+
 
 class WeightedSum:
     """Base score + w x fit of the text: the form of CTRL-Rec (arXiv:2510.12742)."""
@@ -129,6 +144,15 @@ class WeightedSum:
 
     def score(self, prompted, rows):
         return self.base.score(prompted, rows).add_(self.text.score(prompted, rows), alpha=self.weight)
+
+    def depends_on(self, prompted):
+        return self.text.depends_on(prompted)
+
+
+def _asked(prompted):
+    """int64 [Q, 2]: the prompt, -1 for none, and the intent."""
+    prompt = np.full(len(prompted), -1) if prompted.kind == "none" else prompted.prompt
+    return np.column_stack([prompt, np.full(len(prompted), prompted.queries.intent)])
 
 
 def tuned_weight(evaluator, base, text, sets, grid, metric="NDCG@10"):

@@ -5,22 +5,37 @@ Legend: Q queries, K targets of a query, V items, k a cut-off.
 
 import torch
 
+from recbole_dpr.data.dataset import NO_ITEM
 
-def hits_at(scores, targets, k):
-    """Which of the k best items are targets.
+
+def best_items(scores, k):
+    """The k best items of every query.
 
     Args:
         scores: float [Q, V]; items that may not be ranked hold -inf.
-        targets: int64 [Q, K], padded with negative numbers.
-        k: number of best items.
+
+    Returns:
+        int64 [Q, k], best first, `NO_ITEM` where no item is left.
+    """
+    best, items = scores.topk(min(k, scores.shape[1]), dim=1)
+    items = items.masked_fill_(best == -torch.inf, NO_ITEM)
+    return torch.nn.functional.pad(items, (0, k - items.shape[1]), value=NO_ITEM)
+
+
+def hits(best, targets):
+    """Which of the best items are targets.
+
+    Args:
+        best: int [Q, k], as from `best_items`.
+        targets: int64 [Q, K], padded with `NO_ITEM`.
 
     Returns:
         bool [Q, k], best first.
     """
-    best, items = scores.topk(min(k, scores.shape[1]), dim=1)
-    hits = (items[:, :, None] == targets[:, None, :]).any(dim=2)
-    hits = hits & (best > -torch.inf)
-    return torch.nn.functional.pad(hits, (0, k - hits.shape[1]))
+    found = torch.zeros(best.shape, dtype=torch.bool, device=best.device)
+    for target in targets.T:  # at most as many as the window is wide; [Q, k, K] would be large
+        found |= best == target[:, None]
+    return found & (best != NO_ITEM)
 
 
 def ranking_metrics(hits, n_targets, cutoffs):

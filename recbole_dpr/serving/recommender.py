@@ -171,6 +171,7 @@ class Recommender:
         barred = self._barred(allow, deny, categories)
         return [answer for part in _parts(requests) for answer in self._answers(*part, k, exclude_seen, barred, explain)]
 
+    @torch.inference_mode()
     def _answers(self, histories, clauses, strengths, k, exclude_seen, barred, explain):
         scores = self._scores(histories, clauses, strengths, exclude_seen, barred)  # [B, V]
         best, rows = scores.topk(min(k, len(self.items)), dim=1)
@@ -182,7 +183,8 @@ class Recommender:
 
     def _scores(self, histories, clauses, strengths, exclude_seen, barred):
         scores = self._user_vectors(histories, clauses, strengths) @ self._vectors.T
-        scores[:, barred] = -torch.inf
+        if barred is not None:
+            scores[:, barred] = -torch.inf
         if exclude_seen:
             for row, history in enumerate(histories):
                 scores[row, np.array(history, dtype=np.int64) - 1] = -torch.inf
@@ -225,7 +227,9 @@ class Recommender:
         return [self._index[item] for item in items if item in self._index]
 
     def _barred(self, allow, deny, categories):
-        """bool [V], True for what the filters leave out."""
+        """bool [V], True for what the filters leave out; None without filters."""
+        if allow is None and deny is None and categories is None:
+            return None
         barred = torch.full((len(self.items),), allow is not None)
         if allow is not None:
             barred[np.array(self._rows(allow, "allow list"), dtype=np.int64) - 1] = False
@@ -237,7 +241,7 @@ class Recommender:
             barred |= torch.tensor([wanted.isdisjoint(names) for names in self.categories])
         return barred.to(self._vectors.device)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _user_vectors(self, histories, clauses, strengths):
         """[B, d]."""
         device = self._vectors.device
@@ -250,13 +254,13 @@ class Recommender:
         prompt = torch.from_numpy(self.prompt_vectors(texts)) if texts else torch.zeros(0, self.encoder.dim)
         if texts and self.model.token_keys:
             tokens = tuple(part.to(device) for part in self._prompts.tokens(texts))
-        inputs = (
-            *(item_seq, torch.tensor([len(history) for history in recent]), prompt),
-            torch.tensor([clause.expert for clause in flat], dtype=torch.int64),
-            torch.tensor([s for parts in strengths for s in parts], dtype=torch.float32),
-            torch.tensor([row for row, parts in enumerate(clauses) for _ in parts], dtype=torch.int64),
-        )
-        return self._tower(*(tensor.to(device) for tensor in inputs), tokens)
+        experts = [clause.expert for clause in flat]
+        intent = experts[0] if len(set(experts)) == 1 else torch.tensor(experts, dtype=torch.int64).to(device)
+        strength = torch.tensor([s for parts in strengths for s in parts], dtype=torch.float32)
+        owner = torch.tensor([row for row, parts in enumerate(clauses) for _ in parts], dtype=torch.int64)
+        lengths = torch.tensor([len(history) for history in recent])
+        item_seq, lengths, prompt, strength, owner = (tensor.to(device) for tensor in (item_seq, lengths, prompt, strength, owner))
+        return self._tower(item_seq, lengths, prompt, intent, strength, owner, tokens)
 
 
 def _parts(requests):
