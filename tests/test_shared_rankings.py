@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from recbole.model.sequential_recommender import SASRec
 
 from recbole_dpr.data.dataset import NO_ITEM
 from recbole_dpr.evaluation import methods
 from recbole_dpr.evaluation.evaluator import Evaluator, PromptedQueries
 from recbole_dpr.evaluation.queries import QuerySet
 from recbole_dpr.model.backbones import CausalGRU4Rec, CausalSASRec, ItemVocabulary
-from recbole_dpr.model.last_state import encode
 from recbole_dpr.prompts.bank import NO_PROMPT
 
 V, C, P, D = 40, 3, 5, 8
 L = 12  # some histories are longer
+NAMES = {"USER_ID_FIELD": "u", "ITEM_ID_FIELD": "i", "LIST_SUFFIX": "_list", "ITEM_LIST_LENGTH_FIELD": "n", "NEG_PREFIX": "neg_", "device": torch.device("cpu"), "backbone_precision": "float32"}
 
 
 class _Sequences:
@@ -102,9 +103,8 @@ def test_states_are_the_backbones_own(case, backbone):
     rng, sequences, evaluator = case
     sizes = {"hidden_size": 16, "inner_size": 24, "n_layers": 3, "n_heads": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "initializer_range": 0.02}
     more = {"hidden_dropout_prob": 0.5, "attn_dropout_prob": 0.5, "embedding_size": 16, "num_layers": 2, "dropout_prob": 0.5, "loss_type": "CE"}
-    names = {"USER_ID_FIELD": "u", "ITEM_ID_FIELD": "i", "LIST_SUFFIX": "_list", "ITEM_LIST_LENGTH_FIELD": "n", "NEG_PREFIX": "neg_", "device": torch.device("cpu")}
     torch.manual_seed(0)
-    config = {**sizes, **more, **names, "MAX_ITEM_LIST_LENGTH": L}
+    config = {**sizes, **more, **NAMES, "MAX_ITEM_LIST_LENGTH": L}
     model = backbone(config, ItemVocabulary(V, config))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -116,11 +116,12 @@ def test_states_are_the_backbones_own(case, backbone):
             torch.testing.assert_close(state, model.encode(item_seq, lengths)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_another_activation_goes_the_plain_way(case):
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_the_state_of_a_history_is_recboles(case, activation):
     _, sequences, _ = case
-    names = {"USER_ID_FIELD": "u", "ITEM_ID_FIELD": "i", "LIST_SUFFIX": "_list", "ITEM_LIST_LENGTH_FIELD": "n", "NEG_PREFIX": "neg_", "device": torch.device("cpu")}
-    sizes = {"hidden_size": 8, "inner_size": 8, "n_layers": 1, "n_heads": 1, "hidden_act": "relu", "layer_norm_eps": 1e-12, "initializer_range": 0.5}
-    config = {**sizes, **names, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1, "loss_type": "CE", "MAX_ITEM_LIST_LENGTH": L}
-    model = CausalSASRec(config, ItemVocabulary(V, config)).eval()
+    sizes = {"hidden_size": 8, "inner_size": 12, "n_layers": 2, "n_heads": 2, "hidden_act": activation, "layer_norm_eps": 1e-12, "initializer_range": 0.5}
+    config = {**sizes, **NAMES, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1, "loss_type": "CE", "MAX_ITEM_LIST_LENGTH": L}
+    model, recboles = (kind(config, ItemVocabulary(V, config)).eval() for kind in (CausalSASRec, SASRec))
+    recboles.load_state_dict(model.state_dict())
     history = [torch.from_numpy(array) for array in sequences.histories(sequences.positions[:5], L)]
-    torch.testing.assert_close(encode(model, *history), model.encode(*history))
+    torch.testing.assert_close(model.encode(*history), recboles.forward(*history))

@@ -14,7 +14,6 @@ from recbole_dpr.data.dataset import NO_ITEM, ranges_of
 from recbole_dpr.evaluation.metrics import best_items, hits, ranking_metrics
 from recbole_dpr.evaluation.queries import QuerySet, prompts_for
 from recbole_dpr.model.backbones import AllPositions
-from recbole_dpr.model.last_state import encode
 from recbole_dpr.prompts.bank import NO_PROMPT
 
 
@@ -117,7 +116,7 @@ class Evaluator:
                     states = model.states(item_seq)[sequence.to(device), torch.from_numpy(lengths).to(device)[rows.to(device)] - 1]
                 else:
                     rows = torch.from_numpy(longest[block])
-                    states = encode(model, item_seq, torch.from_numpy(ends).to(device))
+                    states = model.encode(item_seq, torch.from_numpy(ends).to(device))
                 result[rows.to(device)] = states
                 bar.update(len(block))
         bar.close()

@@ -46,10 +46,7 @@ class CausalAttention(MultiHeadAttention):
     def forward(self, input_tensor, attention_mask):
         """float [B, T, d], float [T, T] to be added to the scores (`causal_mask`) -> [B, T, d]."""
         batch, steps, size = input_tensor.shape
-        query, key, value = (
-            linear(input_tensor).view(batch, steps, self.num_attention_heads, -1).transpose(1, 2)
-            for linear in (self.query, self.key, self.value)
-        )  # [B, heads, T, d / heads]
+        query, key, value = (self._heads(linear(input_tensor)) for linear in (self.query, self.key, self.value))
         if self.training and self.attn_dropout.p:  # no fused kernel of torch has dropout on the CPU
             query, key, value = (x.reshape(-1, steps, x.shape[-1]) for x in (query, key, value))
             scores = torch.baddbmm(attention_mask, query, key.transpose(1, 2), alpha=1 / self.sqrt_attention_head_size)
@@ -59,6 +56,19 @@ class CausalAttention(MultiHeadAttention):
             seen = scaled_dot_product_attention(query, key, value, is_causal=True)
         hidden = self.out_dropout(self.dense(seen.transpose(1, 2).reshape(batch, steps, size)))
         return self.LayerNorm(hidden + input_tensor)
+
+    def at_end(self, input_tensor, lengths):
+        """What `forward` gives at the last step of each sequence, in evaluation: float [B, T, d], int64 [B] -> [B, d]."""
+        steps = torch.arange(input_tensor.shape[1], device=lengths.device)
+        asking = input_tensor[torch.arange(len(lengths), device=lengths.device), lengths - 1]  # [B, d]
+        query, key, value = (self._heads(x) for x in (self.query(asking)[:, None], self.key(input_tensor), self.value(input_tensor)))
+        real = steps < lengths[:, None]  # [B, T]
+        seen = scaled_dot_product_attention(query, key, value, attn_mask=real[:, None, None])
+        return self.LayerNorm(self.dense(seen.flatten(1)) + asking)
+
+    def _heads(self, x):
+        """[B, T, d] -> [B, heads, T, d / heads]."""
+        return x.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
 
 
 def causal_mask(steps, device):

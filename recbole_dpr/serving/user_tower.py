@@ -7,8 +7,6 @@ retrieval vectors.
 import torch
 from torch import nn
 
-from recbole_dpr.model.last_state import encode
-
 
 class UserTower(nn.Module):
     """What answers requests, in process and exported (`serving.export`).
@@ -42,11 +40,11 @@ class UserTower(nn.Module):
             float [B, R].
         """
         model, empty, length = self.model, (length == 0)[:, None], length.clamp(min=1)
-        state = torch.where(empty, model.mean_states[0], encode(model, item_seq, length))
+        state = torch.where(empty, model.mean_states[0], model.encode(item_seq, length))
         plain = model.unprompted_vectors(state)
         if owner.shape[0] == 0:
             return plain
-        answering = torch.where(empty, model.mean_states[1], encode(model.answering, item_seq, length))
+        answering = torch.where(empty, model.mean_states[1], model.answering.encode(item_seq, length))
         resting = model.resting_vectors(state, answering)
         moves = model.prompted_vectors(state[owner], answering[owner], prompt, intent, tokens) - resting[owner]  # [N, R]
         share = torch.zeros_like(plain[:, 0]).scatter_reduce(0, owner, strength.clamp(max=1.0), "amax")[:, None]
