@@ -193,6 +193,11 @@ class Sequences:
         return len(self.user_tokens)
 
     @cached_property
+    def category_bits(self):
+        """uint8 [V, C / 8]: `categories`, eight to a byte."""
+        return np.packbits(self.categories, axis=1)
+
+    @cached_property
     def part_end(self):
         """int64 [I]: for every position, the end of the split part that it lies in."""
         cuts = np.stack([self.offsets[:-1], self.train_end, self.valid_end, self.offsets[1:]], axis=1)  # [U, 4]

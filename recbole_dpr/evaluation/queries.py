@@ -19,7 +19,7 @@ PROTOCOL_KEYS = (
     *("eval_neg_target", "eval_tag_form", "MAX_ITEM_LIST_LENGTH", "CATEGORY_FIELD", "CATEGORY_IGNORE", "prompt_templates", "seed"),
 )
 
-_BLOCK = 4096  # queries looked at together: bounds the [Q, V] table of seen items
+_BLOCK = 256  # queries looked at together: the [Q, V] table of seen items stays in a processor's cache
 
 
 @dataclass(frozen=True, eq=False)
