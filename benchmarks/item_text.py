@@ -18,7 +18,7 @@ from recbole_dpr.cli import parse_settings
 from recbole_dpr.config import make_config
 from recbole_dpr.evaluation import methods
 from recbole_dpr.evaluation.evaluator import Evaluator
-from recbole_dpr.materials import item_years, prepare_prompts, read_sequences
+from recbole_dpr.materials import prepare_prompts, read_sequences
 from recbole_dpr.prompts.bank import NO_PROMPT
 from recbole_dpr.prompts.item_text import LikelihoodText, MeanText
 from recbole_dpr.serving.recommender import load
@@ -34,8 +34,8 @@ def main(folder, settings):
     config = make_config(kept.pop("model"), kept.pop("dataset"), (), {**kept, **settings})
     model = load(folder, prompt_encoder=settings.get("prompt_encoder")).model
     model.load_state_dict(checkpoints.load(folder / "checkpoints" / "stage1.best.pt")["state_dict"])
-    sequences, dataset = read_sequences(config)
-    materials, _ = prepare_prompts(config, sequences, item_years(dataset, config["YEAR_FIELD"]), True)
+    sequences = read_sequences(config)
+    materials, _ = prepare_prompts(config, sequences, True)
     bank, evaluator = materials.bank, Evaluator(sequences, config)
     sets = {p.name: p for p in materials.valid if p.name in ("POS/wish", "POS/tag")}
     base = methods.Base(methods.StateTable(evaluator, model, list(sets.values())), model.item_matrix().detach())

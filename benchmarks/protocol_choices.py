@@ -15,7 +15,7 @@ from recbole_dpr.cli import parse_settings
 from recbole_dpr.config import make_config
 from recbole_dpr.evaluation import methods, report
 from recbole_dpr.evaluation.evaluator import Evaluator
-from recbole_dpr.materials import item_years, prepare_queries, read_sequences
+from recbole_dpr.materials import prepare_queries, read_sequences
 from recbole_dpr.serving.recommender import load
 from recbole_dpr.train import checkpoints
 from recbole_dpr.yamlfile import read_yaml
@@ -39,8 +39,8 @@ def main(folder, settings):
     rows = []
     for name, choice in CHOICES.items():
         config = make_config(model_name, dataset_name, (), {**kept, **settings, **choice})
-        sequences, dataset = read_sequences(config)
-        test = prepare_queries(config, sequences, item_years(dataset, config["YEAR_FIELD"])).test
+        sequences = read_sequences(config)
+        test = prepare_queries(config, sequences).test
         test = [p for p in test if p.kind in ("none", "category")]
         evaluator = Evaluator(sequences, config)
         base = methods.Base(methods.StateTable(evaluator, model, test), model.item_matrix().detach())

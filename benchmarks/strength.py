@@ -26,7 +26,7 @@ from recbole_dpr.config import make_config
 from recbole_dpr.data.dataset import TEST
 from recbole_dpr.evaluation.evaluator import Evaluator, PromptedQueries
 from recbole_dpr.evaluation.queries import prompts_for
-from recbole_dpr.materials import item_years, prepare_queries, read_sequences
+from recbole_dpr.materials import prepare_queries, read_sequences
 from recbole_dpr.serving.recommender import load
 from recbole_dpr.serving.user_tower import UserTower
 from recbole_dpr.train.checkpoints import replacing
@@ -68,8 +68,8 @@ def main(folder, settings):
     output = Path(settings.pop("output_dir", folder))
     config = make_config(kept.pop("model"), kept.pop("dataset"), (), {**kept, "eval_batch_size": _AT_ONCE, **settings})
     rec = load(folder)
-    sequences, dataset = read_sequences(config)
-    materials = prepare_queries(config, sequences, item_years(dataset, config["YEAR_FIELD"]))
+    sequences = read_sequences(config)
+    materials = prepare_queries(config, sequences)
     tasks = {p.queries.task: p for p in materials.test if p.kind == "category" and p.queries.window == config["valid_window"]}
     seq = next(p.queries for p in materials.test if p.queries.task == "SEQ")
     arbitrary = {task: _with_random_categories(seq, task, sequences, materials.bank) for task in tasks}

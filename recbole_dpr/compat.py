@@ -482,3 +482,19 @@ def tensorboard_in(folder: str | os.PathLike[str] | None) -> Iterator[None]:
         yield
     finally:
         trainer.get_tensorboard = original
+
+
+@contextmanager
+def parsing_in_c() -> Iterator[None]:
+    """RecBole parses atomic files by pandas' parser in C here, not by the one in Python, which a separator of several characters needs."""
+    module = importlib.import_module("recbole.data.dataset.dataset")
+    original = module.pd
+
+    def read_csv(*args: Any, **kwargs: Any) -> Any:
+        return original.read_csv(*args, **{**kwargs, "engine": "c" if len(kwargs["delimiter"]) == 1 else kwargs["engine"]})
+
+    module.pd = _Overlay(original, read_csv=read_csv)
+    try:
+        yield
+    finally:
+        module.pd = original

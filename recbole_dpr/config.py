@@ -171,6 +171,8 @@ def check_values(config):
     for key in _UNIT_NUMBERS:
         if config[key] is not None and not (_is_number(config[key]) and 0 <= config[key] <= 1):
             raise UserError(f"{key}={config[key]!r}: a number from 0 to 1 is needed")
+    if not (config["data_cache_dir"] in (None, False) or isinstance(config["data_cache_dir"], str)):
+        raise UserError(f"data_cache_dir={config['data_cache_dir']!r}: a folder is needed, or False")
     if not _is_int(config["seed"]) or config["seed"] < 0:
         raise UserError(f"seed={config['seed']!r}: a whole number from 0 is needed")
     for key in ("windows", "train_windows"):

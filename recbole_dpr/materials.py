@@ -7,6 +7,7 @@ from urllib.error import URLError
 
 import numpy as np
 
+from recbole_dpr.data.cache import cached
 from recbole_dpr.data.dataset import TEST, VALID, FlatDataset, Sequences, build_sequences, check_files
 from recbole_dpr.errors import UserError
 from recbole_dpr.evaluation.evaluator import with_prompts
@@ -40,15 +41,24 @@ class Materials:
     tagger: description.DescriptionTagger | None = None
 
 
-def read_sequences(config, dataset_class=FlatDataset):
-    """Read, filter and split the dataset that the config names.
+def read_sequences(config):
+    """Read, filter and split the dataset that the config names, or find it done: Sequences.
 
     Raises:
         UserError: files, fields or categories are missing, or nothing is left to evaluate.
     """
+    return cached(config, lambda: build_sequences(read_dataset(config)))
+
+
+def read_dataset(config, dataset_class=FlatDataset):
+    """The dataset that the config names as RecBole has it, read and filtered.
+
+    Raises:
+        UserError: files or fields are missing, or the filters leave nothing.
+    """
     check_files(config)
     try:
-        dataset = dataset_class(config)
+        return dataset_class(config)
     except (URLError, zipfile.BadZipFile, ConnectionError, TimeoutError) as error:
         raise UserError(
             f"dataset '{config['dataset']}': download failed ({error}); put its atomic files into a folder "
@@ -56,15 +66,11 @@ def read_sequences(config, dataset_class=FlatDataset):
         ) from error
     except (ValueError, KeyError) as error:
         raise UserError(f"dataset '{config['dataset']}' in {config['data_path']}: {error}") from error
-    sequences = build_sequences(dataset)
-    if not sequences.stats()["test"]:
-        raise UserError(f"dataset '{config['dataset']}': no user has enough interactions for a test part; see eval_args")
-    return sequences, dataset
 
 
-def prepare_queries(config, sequences, years):
+def prepare_queries(config, sequences):
     """The evaluation sets with their prompts as text: all that a method needs which ignores the prompts."""
-    texts = load_item_texts(config["item_texts"], sequences.item_tokens, sequences.titles, years, config["ITEM_TEXT_ID"])
+    texts = load_item_texts(config["item_texts"], sequences.item_tokens, sequences.titles, sequences.years, config["ITEM_TEXT_ID"])
     rng = np.random.default_rng([config["seed"], _TEMPLATE_STREAM])
     bank = PromptBank(Templates(config["prompt_templates"]), texts, sequences.category_names, item_descriptions(sequences), rng, not config["read_prompts"])
     test = with_prompts(build_queries(sequences, config, TEST), bank, TEST, PROMPT_KINDS, config["eval_tag_form"])
@@ -73,9 +79,9 @@ def prepare_queries(config, sequences, years):
     return Materials(sequences, bank, valid, test)
 
 
-def prepare_prompts(config, sequences, years, show_progress):
+def prepare_prompts(config, sequences, show_progress):
     """The prompt bank, embedded, and the evaluation sets with their prompts; and the encoder."""
-    materials = prepare_queries(config, sequences, years)
+    materials = prepare_queries(config, sequences)
     encoder = PromptEncoder(config["prompt_encoder"], config["encoder_precision"], config["prompt_cache_dir"], config["device"])
     bank, with_tokens = materials.bank, config["prompt_keys"] == "token"
     if not config["read_prompts"]:
@@ -92,11 +98,3 @@ def item_descriptions(sequences):
     names = np.array(sequences.category_names, dtype=object)
     categories = [", ".join(names[row]).lower() for row in sequences.categories]
     return [": ".join(part for part in parts if part) for parts in zip(sequences.titles, categories)]
-
-
-def item_years(dataset, field):
-    """V strings: the year of every item, "" where unknown."""
-    if not field or dataset.item_feat is None or field not in dataset.item_feat:
-        return np.full(dataset.item_num, "", dtype=object)
-    names = dataset.field2id_token[field]
-    return np.array([names[int(i)] if i else "" for i in dataset.item_feat[field]], dtype=object)

@@ -23,8 +23,9 @@ from recbole_dpr.errors import UserError
 from recbole_dpr.evaluation import methods, report
 from recbole_dpr.evaluation.evaluator import Evaluator
 from recbole_dpr.evaluation.queries import PROTOCOL_KEYS
-from recbole_dpr.materials import item_years, prepare_prompts, read_sequences
+from recbole_dpr.materials import prepare_prompts, read_sequences
 from recbole_dpr.model import is_promptable, promptable
+from recbole_dpr.model.backbones import ItemVocabulary
 from recbole_dpr.prompts.item_text import DescriptionText, LikelihoodText, MeanText
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
 from recbole_dpr.serving import recommender
@@ -83,15 +84,15 @@ def _folder_of_run(*arguments):
     return run_dpr(*arguments)["folder"]
 
 
-def train_only(config, folder, materials, dataset, on_epoch):
+def train_only(config, folder, materials, on_epoch):
     """The training of a promptable model without its test, on what was read and embedded before: a trial of a search.
 
     Args:
         config: recbole Config; folder: Path; checkpoints that lie in it are gone on from.
-        materials, dataset: of `prepare_prompts` and `read_sequences`.
+        materials: of `prepare_prompts`.
         on_epoch: as of `StageTrainer.run`.
     """
-    _Run(config, folder, on_epoch).train(materials, dataset)
+    _Run(config, folder, on_epoch).train(materials)
 
 
 class _Run:
@@ -104,13 +105,12 @@ class _Run:
 
     def result(self):
         with self._timed("data"):
-            sequences, dataset = read_sequences(self.config)
+            sequences = read_sequences(self.config)
         self._say(f"{self.config['dataset']}: {_counted(sequences.stats())}")
         with self._timed("prompts"):
             with distributed.first_goes_first():
-                years = item_years(dataset, self.config["YEAR_FIELD"])
-                materials, self.encoder = prepare_prompts(self.config, sequences, years, self.show)
-        stages = self.train(materials, dataset)
+                materials, self.encoder = prepare_prompts(self.config, sequences, self.show)
+        stages = self.train(materials)
         if self.config["baselines"]:
             with self._timed("baselines"):
                 for suffix in _FINE_TUNED:
@@ -119,10 +119,10 @@ class _Run:
             results = self._evaluate(stages)
         return self._write(results)
 
-    def train(self, materials, dataset):
+    def train(self, materials):
         """Build the model and train its stages; returns their numbers."""
         self.materials, self.sequences = materials, materials.sequences
-        self._build_model(dataset)
+        self._build_model()
         stages = self._stages()
         for number in stages:
             with self._timed(f"stage{number}"):
@@ -131,11 +131,11 @@ class _Run:
 
     # --- chapters
 
-    def _build_model(self, dataset):
+    def _build_model(self):
         config, bank = self.config, self.materials.bank
         config["prompt_size"], config["n_categories"] = bank.vectors.shape[1], len(self.sequences.category_names)
         init_seed(config["seed"], config["reproducibility"])
-        self.model = promptable(config["model"])(config, dataset).to(config["device"])
+        self.model = promptable(config["model"])(config, ItemVocabulary(self.sequences.n_items, config)).to(config["device"])
         if self.model.item_weights is not None:
             self.model.attach_items(
                 LikelihoodText(bank, config["device"]),

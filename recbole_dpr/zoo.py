@@ -18,12 +18,12 @@ from recbole.utils import ModelType, get_trainer, init_seed
 from tqdm import tqdm
 
 from recbole_dpr.compat import tensorboard_in
-from recbole_dpr.data.dataset import ChronologicalSplit, FlatDataset, PrefixDataset
+from recbole_dpr.data.dataset import ChronologicalSplit, FlatDataset, PrefixDataset, build_sequences
 from recbole_dpr.errors import UserError
 from recbole_dpr.evaluation import methods, report
 from recbole_dpr.evaluation.evaluator import Evaluator
 from recbole_dpr.evaluation.queries import PROTOCOL_KEYS
-from recbole_dpr.materials import item_years, prepare_queries, read_sequences
+from recbole_dpr.materials import prepare_queries, read_dataset
 from recbole_dpr.run import machine, peak_memory_mb, versions, write_results
 from recbole_dpr.train import checkpoints
 
@@ -46,8 +46,9 @@ def run_recbole_model(config, folder):
     check_recipe(config)
     init_seed(config["seed"], config["reproducibility"])
     with _timed(seconds, "data"):
-        sequences, dataset = read_sequences(config, dataset_class(config))
-        test = prepare_queries(config, sequences, item_years(dataset, config["YEAR_FIELD"])).test
+        dataset = read_dataset(config, dataset_class(config))
+        sequences = build_sequences(dataset)
+        test = prepare_queries(config, sequences).test
     if show:
         print(f"{config['dataset']}: " + ", ".join(f"{n:,} {what}" for what, n in sequences.stats().items()), flush=True)
     with _in_one_line(config):
@@ -77,17 +78,17 @@ def run_recbole_model(config, folder):
     return {**result, "folder": str(folder)}
 
 
-def train_only(config, folder, sequences, dataset, on_epoch):
+def train_only(config, folder, dataset, on_epoch):
     """The training of a RecBole model without its test, on data that were read before: a trial of a search.
 
     Args:
         config: recbole Config; folder: Path; a checkpoint that lies in it is gone on from.
-        sequences, dataset: of `read_sequences` with `dataset_class`; the dataset is changed.
+        dataset: of `read_dataset` with `dataset_class`; it is changed.
         on_epoch: as of `RecBoleModel.train`.
     """
     init_seed(config["seed"], config["reproducibility"])
     with _in_one_line(config):
-        RecBoleModel(config, dataset, sequences, folder / "checkpoints").train(on_epoch=on_epoch)
+        RecBoleModel(config, dataset, build_sequences(dataset), folder / "checkpoints").train(on_epoch=on_epoch)
 
 
 class RecBoleModel:
@@ -97,7 +98,7 @@ class RecBoleModel:
 
     Args:
         config: recbole Config.
-        dataset: what `read_sequences` gave for `dataset_class(config)`; it is built (RecBole's word for split) here.
+        dataset: what `read_dataset` gave for `dataset_class(config)`; it is built (RecBole's word for split) here.
         sequences: Sequences of that dataset.
         folder: where the checkpoint goes, in RecBole's own form.
 

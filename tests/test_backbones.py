@@ -17,7 +17,7 @@ from recbole_dpr.data.loaders import PackedLoader, PrefixBatch, PrefixLoader, Tr
 from recbole_dpr.errors import UserError
 from recbole_dpr.materials import prepare_queries, read_sequences
 from recbole_dpr.model import promptable
-from recbole_dpr.model.backbones import WholeHistory, check_backbone
+from recbole_dpr.model.backbones import ItemVocabulary, WholeHistory, check_backbone
 from recbole_dpr.model.dpr import INTENT, PROMPT
 from recbole_dpr.model.losses import softmax_cross_entropy
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
@@ -45,7 +45,7 @@ def build(folder, data, name, length=L, **keys):
     config = make_config(model, "tiny", (), tiny.settings(folder, model, **{"MAX_ITEM_LIST_LENGTH": length, "softmax_precision": "float32", "backbone_precision": "float32", **keys}))
     config["prompt_size"], config["n_categories"] = D, 4
     torch.manual_seed(1)
-    model = promptable(model)(config, data[1]).eval()
+    model = promptable(model)(config, ItemVocabulary(data.n_items, config)).eval()
     for name, parameter in model.named_parameters():
         if not model.is_backbone(name) or name == "output_bias":  # BERT4Rec's starts at 0
             torch.nn.init.normal_(parameter, std=0.2)
@@ -70,7 +70,7 @@ def prefix_batch(sequences, positions, length=L):
 
 
 def test_gru4rec_states_are_recboles_forward(folder, data):
-    model, sequences = build(folder, data, "GRU4Rec"), data[0]
+    model, sequences = build(folder, data, "GRU4Rec"), data
     item_seq, lengths = map(torch.from_numpy, sequences.histories(sequences.train_end[:6], L))
     with torch.no_grad():
         states = model.states(item_seq)
@@ -81,7 +81,7 @@ def test_gru4rec_states_are_recboles_forward(folder, data):
 
 
 def test_gru4rec_stage1_loss_is_recboles_loss(folder, data):
-    model, sequences = build(folder, data, "GRU4Rec"), data[0]
+    model, sequences = build(folder, data, "GRU4Rec"), data
     start, end = sequences.bounds(TRAIN)
     position = np.concatenate([np.arange(s + 1, e) for s, e in zip(start, end)])
     total = count = 0
@@ -98,7 +98,7 @@ def test_gru4rec_stage1_loss_is_recboles_loss(folder, data):
 
 
 def test_bert4rec_answers_as_recboles_where_the_history_fills_its_length(folder, data):
-    model, sequences = build(folder, data, "BERT4Rec", length=10), data[0]
+    model, sequences = build(folder, data, "BERT4Rec", length=10), data
     rows = interaction(sequences, sequences.valid_end[:5], 10)
     assert (rows["item_length"] == 10).all()
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_bert4rec_answers_as_recboles_where_the_history_fills_its_length(folder,
 
 def test_bert4rec_keeps_the_oldest_item_of_a_short_history(folder, data):
     """RecBole drops one item of every history: put before ours, it is the one that goes."""
-    model, sequences = build(folder, data, "BERT4Rec"), data[0]
+    model, sequences = build(folder, data, "BERT4Rec"), data
     for n in (1, 2, 5):
         rows = interaction(sequences, sequences.offsets[:5] + n)
         longer = Interaction({"item_id_list": torch.zeros(5, L, dtype=torch.int64), "item_length": rows["item_length"] + 1})
@@ -122,7 +122,7 @@ def test_bert4rec_keeps_the_oldest_item_of_a_short_history(folder, data):
 
 def test_bert4rec_rows_of_one_batch_do_not_touch_each_other(folder, data):
     """Full and short histories side by side: each as on its own."""
-    model, sequences = build(folder, data, "BERT4Rec", length=10), data[0]
+    model, sequences = build(folder, data, "BERT4Rec", length=10), data
     positions = np.array([sequences.offsets[0] + 3, sequences.valid_end[1], sequences.offsets[2] + 9, sequences.offsets[3] + 10])
     with torch.no_grad():
         together = model.encode(*map(torch.from_numpy, sequences.histories(positions, 10)))
@@ -131,7 +131,7 @@ def test_bert4rec_rows_of_one_batch_do_not_touch_each_other(folder, data):
 
 
 def test_bert4rec_masked_loss_is_recboles_loss(folder, data):
-    model, sequences = build(folder, data, "BERT4Rec"), data[0]
+    model, sequences = build(folder, data, "BERT4Rec"), data
     batch = prefix_batch(sequences, sequences.train_end[:8] - 1)
     torch.manual_seed(0)
     masked = (torch.rand(batch.item_seq.shape) < 0.3) & (batch.item_seq > 0)
@@ -149,7 +149,7 @@ def test_bert4rec_masked_loss_is_recboles_loss(folder, data):
 
 
 def test_bert4rec_masks_what_its_keys_say(folder, data, monkeypatch):
-    model, sequences = build(folder, data, "BERT4Rec", mask_ratio=0.3, ft_ratio=0.25), data[0]
+    model, sequences = build(folder, data, "BERT4Rec", mask_ratio=0.3, ft_ratio=0.25), data
     start, end = sequences.bounds(TRAIN)
     batch, drawn = prefix_batch(sequences, np.concatenate([np.arange(s + 1, e) for s, e in zip(start, end)])[::3]), []
     monkeypatch.setattr(model, "masked_loss", lambda sequence, masked, dtype: drawn.append((sequence, masked)))
@@ -167,7 +167,7 @@ def test_bert4rec_masks_what_its_keys_say(folder, data, monkeypatch):
 
 
 def test_bert4rec_fine_tuning_is_the_task_it_answers(folder, data):
-    model, sequences = build(folder, data, "BERT4Rec", ft_ratio=1.0), data[0]
+    model, sequences = build(folder, data, "BERT4Rec", ft_ratio=1.0), data
     batch = prefix_batch(sequences, sequences.train_end - 1)
     with torch.no_grad():
         scores = model.encode(batch.item_seq, batch.lengths) @ model.item_matrix().T
@@ -175,7 +175,7 @@ def test_bert4rec_fine_tuning_is_the_task_it_answers(folder, data):
 
 
 def test_a_batch_without_a_mask_costs_nothing(folder, data):
-    model, sequences = build(folder, data, "BERT4Rec"), data[0]
+    model, sequences = build(folder, data, "BERT4Rec"), data
     batch = prefix_batch(sequences, sequences.train_end[:2] - 1)
     loss = model.masked_loss(batch.item_seq, torch.zeros_like(batch.item_seq, dtype=torch.bool))
     loss.backward()
@@ -185,7 +185,7 @@ def test_a_batch_without_a_mask_costs_nothing(folder, data):
 @pytest.mark.parametrize("decoupled", [True, False])
 def test_the_bias_of_bert4rec_passes_the_fusion(folder, data, decoupled):
     """A prompted score has the item bias once, beside the fused state's product."""
-    model, sequences = build(folder, data, "BERT4Rec", decouple_backbone=decoupled, item_text=False), data[0]
+    model, sequences = build(folder, data, "BERT4Rec", decouple_backbone=decoupled, item_text=False), data
     rows = interaction(sequences, sequences.valid_end[:4], **{PROMPT: torch.tensor([0, 1, 0, 1]), INTENT: torch.tensor([0, 0, 1, 1])})
     with torch.no_grad():
         unprompted, state = (m.encode(rows["item_id_list"], rows["item_length"]) for m in (model, model.answering))
@@ -204,7 +204,7 @@ def test_the_bias_of_bert4rec_passes_the_fusion(folder, data, decoupled):
 @pytest.mark.parametrize("name", WHOLE)
 def test_without_a_prompt_it_is_recboles_model(folder, data, name):
     """States times item vectors are RecBole's scores, on a history as short as it comes too."""
-    model, sequences, own = build(folder, data, name), data[0], get_model(name)
+    model, sequences, own = build(folder, data, name), data, get_model(name)
     rows = interaction(sequences, np.append(sequences.valid_end[:4], sequences.offsets[0] + 1))
     short = rows["item_id_list"][:, : int(rows["item_length"].max())]
     with torch.no_grad():
@@ -217,7 +217,7 @@ def test_without_a_prompt_it_is_recboles_model(folder, data, name):
 @pytest.mark.parametrize("name", ["NARM", "STAMP", "CORE"])
 def test_item_vectors_carry_the_gradient(folder, data, name):
     """Through our cross-entropy as through RecBole's own, item vectors read off its scores included."""
-    model, sequences = build(folder, data, name, **({"item_dropout": 0.0} if name == "CORE" else {})), data[0]
+    model, sequences = build(folder, data, name, **({"item_dropout": 0.0} if name == "CORE" else {})), data
     batch = prefix_batch(sequences, sequences.train_end[:20] - 1)
     (theirs,) = model.calculate_loss(batch)
     ours = softmax_cross_entropy(model.encode(batch.item_seq, batch.lengths), model.item_matrix(), batch.targets)
@@ -229,7 +229,7 @@ def test_item_vectors_carry_the_gradient(folder, data, name):
 
 def test_stage1_is_the_backbones_own_loss(folder, data):
     """GCSAN regularises its item embeddings: that is part of it."""
-    model, sequences = build(folder, data, "GCSAN", reg_weight=50.0), data[0]
+    model, sequences = build(folder, data, "GCSAN", reg_weight=50.0), data
     positions = sequences.train_end[:20] - 1
     with torch.no_grad():
         (loss,) = model.calculate_loss(prefix_batch(sequences, positions))
@@ -263,9 +263,9 @@ def test_a_backbones_own_temperature_is_not_applied_twice(folder, data):
 @pytest.mark.parametrize("name", ["BERT4Rec", "NARM"])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_what_prompts_train(folder, data, name, frozen):
-    model, sequences = build(folder, data, name, item_text=False, loss_weights={"seq": 1.0, "pos": 1.0, "neg": 1.0}), data[0]
+    model, sequences = build(folder, data, name, item_text=False, loss_weights={"seq": 1.0, "pos": 1.0, "neg": 1.0}), data
     config = make_config("DPR_NARM", "tiny", (), tiny.settings(folder, "DPR_NARM"))
-    bank = prepare_queries(config, sequences, np.full(sequences.n_items, "", dtype=object)).bank
+    bank = prepare_queries(config, sequences).bank
     model.attach_prompts(torch.randn(len(bank.all_texts), D))
     batch = next(iter(PrefixLoader(sequences, L, 4, 50, 0, TrainingPrompts(sequences, bank, config, {"category": 1.0}))))
     model.train_backbone = not frozen
@@ -282,7 +282,7 @@ def test_what_prompts_train(folder, data, name, frozen):
 
 
 def test_histories_are_the_items_before_their_targets(data):
-    numbered = replace(data[0], items=np.arange(len(data[0].items)) + 1)  # the item at position p is p + 1
+    numbered = replace(data, items=np.arange(len(data.items)) + 1)  # the item at position p is p + 1
     for batch in PrefixLoader(numbered, 10, 4, 50, 3):
         assert len(batch.targets) <= 50 and batch.rows.tolist() == list(range(len(batch.targets)))
         for history, length, position in zip(batch.item_seq, batch.lengths.tolist(), (batch.targets - 1).tolist()):
@@ -294,7 +294,7 @@ def test_histories_are_the_items_before_their_targets(data):
 
 def test_every_stretch_gives_its_share_of_targets(data):
     """Of 10 positions 4 in an epoch, all where they are fewer; never the same target twice; anew in the next epoch."""
-    sequences = data[0]
+    sequences = data
     start, end = sequences.bounds(TRAIN)
     n_inputs = end - start - 1
     loader = PrefixLoader(sequences, 10, 4, 50, 3)
@@ -309,15 +309,15 @@ def test_every_stretch_gives_its_share_of_targets(data):
 
 
 def test_all_histories_are_all_targets(data):
-    sequences = data[0]
+    sequences = data
     start, end = sequences.bounds(TRAIN)
     found = torch.cat([b.targets for b in PrefixLoader(sequences, 10, 10, 64, 0)])
     assert sorted(found.tolist()) == sorted(np.concatenate([sequences.items[s + 1 : e] for s, e in zip(start, end)]).tolist())
 
 
 def test_prompts_of_histories_comply(folder, data):
-    config, sequences = make_config("DPR_NARM", "tiny", (), tiny.settings(folder, "DPR_NARM")), data[0]
-    bank = prepare_queries(config, sequences, np.full(sequences.n_items, "", dtype=object)).bank
+    config, sequences = make_config("DPR_NARM", "tiny", (), tiny.settings(folder, "DPR_NARM")), data
+    bank = prepare_queries(config, sequences).bank
     for batch in PrefixLoader(sequences, L, 4, 50, 5, TrainingPrompts(sequences, bank, config, {"category": 1.0})):
         for part, intent in zip(batch.prompted, (POSITIVE, NEGATIVE)):
             assert part.intent == intent and len(part.rows)

@@ -14,6 +14,7 @@ from recbole_dpr.data.dataset import NO_ITEM, TRAIN
 from recbole_dpr.data.loaders import PackedBatch, PackedLoader, PromptedTargets, TrainingPrompts
 from recbole_dpr.materials import prepare_queries, read_sequences
 from recbole_dpr.model import MODELS
+from recbole_dpr.model.backbones import ItemVocabulary
 from recbole_dpr.model.dpr import INTENT, PROMPT
 from recbole_dpr.prompts.bank import NO_PROMPT
 from recbole_dpr.prompts.item_text import LikelihoodText
@@ -27,7 +28,8 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     tiny.write(folder)
     config = make_config("DPR_SASRec", "tiny", (), tiny.settings(folder, MAX_ITEM_LIST_LENGTH=60, train_batch_size=300, softmax_precision="float32", backbone_precision="float32"))
-    return config, *read_sequences(config)
+    sequences = read_sequences(config)
+    return config, sequences, ItemVocabulary(sequences.n_items, config)
 
 
 def build(data, **keys):
@@ -229,7 +231,7 @@ def test_what_prompts_train(data, decoupled, frozen):
 def test_training_prompts_say_what_the_target_is(data):
     """Category prompts name the category; POS targets have it and the next item has not, NEG targets lack it."""
     config, sequences, dataset = data
-    bank = prepare_queries(config, sequences, np.full(sequences.n_items, "", dtype=object)).bank
+    bank = prepare_queries(config, sequences).bank
     texts = bank.all_texts
     for batch in PackedLoader(sequences, 60, 300, 5, TrainingPrompts(sequences, bank, config, {"category": 1.0})):
         next_item = np.zeros(batch.item_seq.numel(), dtype=np.int64)

@@ -329,7 +329,7 @@ def test_help_and_unknown_command(capsys):
 def test_evaluation_set_is_a_function_of_dataset_protocol_and_seed(finished):
     def queries(**more):
         config = make_config("DPR_SASRec", "tiny", (), settings(finished[0], **more))
-        return build_queries(read_sequences(config)[0], config)
+        return build_queries(read_sequences(config), config)
 
     first, same, other = queries(), queries(hidden_size=32, train_batch_size=77, item_text=False), queries(seed=7)
     for a, b in zip(first, same):

@@ -28,6 +28,7 @@ def sequences(draw):
         category_names=tuple(f"c{i}" for i in range(n_categories)),
         item_tokens=np.array(["[PAD]", *(f"i{i}" for i in range(n_items))]),
         titles=np.full(n_items + 1, "", dtype=object),
+        years=np.full(n_items + 1, "", dtype=object),
         user_tokens=np.array([f"u{i}" for i in range(len(lengths))]),
     )
 
@@ -146,6 +147,7 @@ def _fixed():
         category_names=("a", "b", "c"),
         item_tokens=np.array([str(i) for i in range(9)]),
         titles=np.full(9, "", dtype=object),
+        years=np.full(9, "", dtype=object),
         user_tokens=np.array(["u"]),
     )
 

@@ -14,11 +14,11 @@ compat.apply()
 
 from recbole_dpr import run_dpr  # noqa: E402
 from recbole_dpr.config import make_config  # noqa: E402
-from recbole_dpr.data.dataset import TEST  # noqa: E402
+from recbole_dpr.data.dataset import TEST, build_sequences  # noqa: E402
 from recbole_dpr.errors import UserError  # noqa: E402
 from recbole_dpr.evaluation.evaluator import Evaluator, PromptedQueries  # noqa: E402
 from recbole_dpr.evaluation.queries import PROTOCOL_KEYS, build_queries  # noqa: E402
-from recbole_dpr.materials import prepare_queries, read_sequences  # noqa: E402
+from recbole_dpr.materials import prepare_queries, read_dataset  # noqa: E402
 from recbole_dpr.zoo import RecBoleModel, _measured, dataset_class  # noqa: E402
 
 SEQUENTIAL = ("SASRec", "GRU4Rec", "BERT4Rec", "NARM", "Caser")
@@ -45,14 +45,15 @@ def run(data, model, folder, **more):
 def built(data, model, folder, **more):
     """A trained RecBoleModel, its config, its sequences and its unbuilt dataset."""
     config = make_config(model, "tiny", (), tiny.settings(data, model, epochs=1, **more))
-    sequences, dataset = read_sequences(config, dataset_class(config))
+    dataset = read_dataset(config, dataset_class(config))
+    sequences = build_sequences(dataset)
     zoo_model = RecBoleModel(config, dataset, sequences, folder)
     zoo_model.train()
     return zoo_model, config, sequences, dataset
 
 
 def seq_metrics(zoo_model, config, sequences):
-    seq = prepare_queries(config, sequences, np.full(sequences.n_items, "")).test[0]
+    seq = prepare_queries(config, sequences).test[0]
     assert seq.name == "SEQ"
     return Evaluator(sequences, config).mean(seq, zoo_model.score)
 
@@ -105,7 +106,7 @@ def test_seq_equals_recboles_evaluator_for_general_models(data, tmp_path, model)
 def test_prompt_kinds_share_rankings_and_keep_their_own_queries(data, tmp_path):
     zoo_model, config, sequences, _ = built(data, "SASRec", tmp_path)
     evaluator = Evaluator(sequences, config)
-    test = prepare_queries(config, sequences, np.full(sequences.n_items, "")).test
+    test = prepare_queries(config, sequences).test
     some = np.arange(0, len(test[1]), 3)
     some = PromptedQueries(test[1].queries.take(some), "tag", test[1].prompt[some], test[1].own_phrase[some])
     whole, part = _measured("SASRec", zoo_model, evaluator, [test[1], some])
@@ -119,7 +120,7 @@ def test_the_evaluation_set_is_that_of_a_dpr_run(data, model):
     sets = []
     for name in ("DPR_SASRec", model):
         config = make_config(name, "tiny", (), tiny.settings(data, name))
-        sequences, _ = read_sequences(config, dataset_class(config))
+        sequences = build_sequences(read_dataset(config, dataset_class(config)))
         sets.append([sequences.stats(), *build_queries(sequences, config, TEST)])
         protocol = {key: config[key] for key in PROTOCOL_KEYS}
     assert protocol == {key: make_config("DPR_SASRec", "tiny", (), tiny.settings(data))[key] for key in PROTOCOL_KEYS}

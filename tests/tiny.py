@@ -64,6 +64,7 @@ def settings(folder, model="DPR_SASRec", **more):
         "data_path": str(folder),
         "checkpoint_dir": str(Path(folder) / "saved"),
         "prompt_cache_dir": str(Path(folder) / "cache"),
+        "data_cache_dir": str(Path(folder) / "cache" / "data"),
         "CATEGORY_FIELD": "category",
         "TITLE_FIELD": "title",
         "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title", "category"]},

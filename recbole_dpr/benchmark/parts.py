@@ -21,7 +21,7 @@ _OWN_KEYS = {
     **{"backbone": "name the model DPR_<backbone>", "stage1_checkpoint": "stage 1 is shared between the parts that can"},
 }
 # settings that may differ between two calls: they say where things are, not what comes out
-_PLACES = ("checkpoint_dir", "data_path", "prompt_cache_dir", "show_progress", "stage1_checkpoint")
+_PLACES = ("checkpoint_dir", "data_path", "data_cache_dir", "prompt_cache_dir", "show_progress", "stage1_checkpoint")
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,12 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import yaml
 from recbole.data.dataset import Dataset, SequentialDataset
+from recbole.utils import FeatureSource, FeatureType
 
+from recbole_dpr.compat import parsing_in_c
 from recbole_dpr.errors import UserError
 
 TRAIN, VALID, TEST = 0, 1, 2
@@ -54,29 +57,70 @@ class ChronologicalSplit:
 
     RecBole keeps timestamps as float32, whose steps are 64 seconds at today's epoch: sorted by them, half of
     ml-1m changes places. Rows are therefore put in order here, on the float64 column, before RecBole's own
-    stable sort, which then leaves them alone.
+    stable sort, which then leaves them alone. RecBole also reads and counts interactions one by one in Python: here
+    that is done in arrays, with the same result.
     """
+
+    def _load_feat(self, filepath, source):
+        """RecBole's own, but interactions are parsed in C, and their tokens become categories: a code per row, no string."""
+        if source is not FeatureSource.INTERACTION:
+            return super()._load_feat(filepath, source)
+        with parsing_in_c():
+            feat = super()._load_feat(filepath, source)
+        return feat.astype({field: "category" for field in feat if self.field2type[field] is FeatureType.TOKEN})
+
+    def _filter_by_inter_num(self):
+        """RecBole's k-core filter over arrays; what .item and .user files say of who is gone leaves in `_data_filtering`."""
+        columns = []
+        keep, kept = np.ones(len(self.inter_feat), dtype=bool), None
+        for field, key in ((self.uid_field, "user_inter_num_interval"), (self.iid_field, "item_inter_num_interval")):
+            codes, intervals = _codes(self.inter_feat[field]), self._parse_intervals_str(self.config[key])
+            keep &= codes >= 0  # RecBole overlooks some rows without an item where others are without a user
+            if intervals:
+                columns.append((codes, intervals))
+        while kept != (kept := np.count_nonzero(keep)):
+            # both counted before either goes, as RecBole does: with an upper bound it matters
+            within = [self._within_intervals(np.bincount(codes[keep], minlength=codes.max() + 1), intervals) for codes, intervals in columns]
+            for (codes, _), inside in zip(columns, within):
+                keep &= inside[codes]
+        self.inter_feat = self.inter_feat[keep]
+
+    def _remap(self, remap_list):
+        """RecBole's, on every token of an interaction column once, in the order in which they first come: ids are the same."""
+        columns, short = [], []
+        for feat, field, ftype in remap_list:
+            if feat is self.inter_feat and ftype is FeatureType.TOKEN:
+                tokens = feat[field].astype("category").cat
+                found = pd.unique(tokens.codes)
+                found = found[found >= 0]
+                columns.append((field, tokens, found, pd.DataFrame({field: tokens.categories[found]})))
+                feat = columns[-1][-1]
+            short.append((feat, field, ftype))
+        super()._remap(short)
+        for field, tokens, found, once in columns:
+            ids = np.zeros(len(tokens.categories) + 1, dtype=np.int64)  # the last one is for no token, code -1
+            ids[found] = once[field]
+            self.inter_feat[field] = ids[tokens.codes]
 
     def _data_filtering(self):
         super()._data_filtering()
-        self.inter_feat.sort_values([self.uid_field, self.time_field], kind="stable", inplace=True)
-        users = self.inter_feat[self.uid_field].to_numpy()
-        first = np.ones(len(users), dtype=bool)
-        first[1:] = users[1:] != users[:-1]
-        starts = np.flatnonzero(first)
+        users, items = _codes(self.inter_feat[self.uid_field]), _codes(self.inter_feat[self.iid_field])
+        order = np.lexsort((self.inter_feat[self.time_field], users))
+        users, items = users[order], items[order]
+        starts = np.flatnonzero(np.append(True, users[1:] != users[:-1]))
         lengths = np.diff(np.append(starts, len(users)))
         sizes = part_sizes(lengths - 1, self.config["eval_args"]["split"])
         rank = np.arange(len(users)) - np.repeat(starts, lengths)
         # the first interaction of a user is history, never a target: it belongs to training
-        train_end = np.repeat(sizes[:, TRAIN] + 1, lengths)
-        valid_end = train_end + np.repeat(sizes[:, VALID], lengths)
-        parts = (rank >= train_end).astype(np.int8) + (rank >= valid_end)
+        train_end = sizes[:, TRAIN] + 1
+        parts = (rank >= np.repeat(train_end, lengths)).astype(np.int8) + (rank >= np.repeat(train_end + sizes[:, VALID], lengths))
 
-        items = self.inter_feat[self.iid_field]
         keep = np.ones(len(users), dtype=bool)
         if self.config["drop_unseen_items"]:
-            keep = items.isin(items[parts == TRAIN].unique()).to_numpy()
-        self.inter_feat = self.inter_feat[keep].reset_index(drop=True)
+            seen = np.zeros(items.max() + 1, dtype=bool)
+            seen[items[parts == TRAIN]] = True
+            keep = seen[items]
+        self.inter_feat = self.inter_feat.take(order[keep]).reset_index(drop=True)
         self.parts = parts[keep]
         # rows of .item and .user files without interactions would get ids too: the vocabulary is what was seen
         for field, name in ((self.iid_field, "item_feat"), (self.uid_field, "user_feat")):
@@ -99,6 +143,11 @@ class ChronologicalSplit:
         return [self.copy(self.inter_feat[np.flatnonzero(parts == part)]) for part in (TRAIN, VALID, TEST)]
 
 
+def _codes(tokens):
+    """A token column as numbers that sort as the tokens do: int [I]."""
+    return tokens.astype("category").cat.codes.to_numpy()
+
+
 class FlatDataset(ChronologicalSplit, Dataset):
     """RecBole's general Dataset (no prefix rows) with the chronological split."""
 
@@ -118,7 +167,8 @@ class Sequences:
             validation `[train_end[u], valid_end[u])`, test `[valid_end[u], offsets[u + 1])`.
         categories: bool [V, C], row 0 (padding) all False.
         category_names: C names as the data file spells them.
-        item_tokens, titles: V external ids and V titles ("" without a title field).
+        item_tokens: V external ids.
+        titles, years: V strings each, "" where the data have none.
         user_tokens: U external ids.
     """
 
@@ -130,6 +180,7 @@ class Sequences:
     category_names: tuple
     item_tokens: np.ndarray
     titles: np.ndarray
+    years: np.ndarray
     user_tokens: np.ndarray
 
     @property
@@ -142,15 +193,15 @@ class Sequences:
         return len(self.user_tokens)
 
     @cached_property
+    def category_bits(self):
+        """uint8 [V, C / 8]: `categories`, eight to a byte."""
+        return np.packbits(self.categories, axis=1)
+
+    @cached_property
     def part_end(self):
         """int64 [I]: for every position, the end of the split part that it lies in."""
-        lengths = np.diff(self.offsets)
-        end = np.repeat(self.offsets[1:], lengths)
-        position = np.arange(len(self.items))
-        for bound in (self.valid_end, self.train_end):
-            bound = np.repeat(bound, lengths)
-            end = np.where(position < bound, bound, end)
-        return end
+        cuts = np.stack([self.offsets[:-1], self.train_end, self.valid_end, self.offsets[1:]], axis=1)  # [U, 4]
+        return np.repeat(cuts[:, 1:].ravel(), np.diff(cuts, axis=1).ravel())
 
     @cached_property
     def user_of(self):
@@ -212,7 +263,7 @@ def build_sequences(dataset):
     """The flat form of a `FlatDataset` that RecBole has read and filtered (and not yet built).
 
     Raises:
-        UserError: the dataset has no item categories.
+        UserError: the dataset has no item categories, or nothing is left to evaluate.
     """
     config = dataset.config
     users = dataset.inter_feat[dataset.uid_field].to_numpy()
@@ -221,7 +272,7 @@ def build_sequences(dataset):
     counts = np.stack([np.add.reduceat(dataset.parts == part, starts) for part in (TRAIN, VALID)])
     train_end = starts + counts[0]
     categories, names = _categories(dataset, config)
-    return Sequences(
+    sequences = Sequences(
         items=dataset.inter_feat[dataset.iid_field].to_numpy().astype(np.int64),
         offsets=offsets,
         train_end=train_end,
@@ -229,9 +280,13 @@ def build_sequences(dataset):
         categories=categories,
         category_names=names,
         item_tokens=np.asarray(dataset.field2id_token[dataset.iid_field], dtype=str),
-        titles=_titles(dataset, config["TITLE_FIELD"]),
+        titles=_texts(dataset, config["TITLE_FIELD"]),
+        years=_texts(dataset, config["YEAR_FIELD"]),
         user_tokens=np.asarray(dataset.field2id_token[dataset.uid_field], dtype=str)[users[starts]],
     )
+    if not sequences.stats()["test"]:
+        raise UserError(f"dataset '{dataset.dataset_name}': no user has enough interactions for a test part; see eval_args")
+    return sequences
 
 
 def _categories(dataset, config):
@@ -259,15 +314,13 @@ def _categories(dataset, config):
     return table[:, used], tuple(tokens[c] for c in used)
 
 
-def _titles(dataset, field):
-    """V titles; "" where the dataset has none."""
+def _texts(dataset, field):
+    """V texts: the words of a token or token_seq field of the .item file; "" where the data have none."""
     n_items = dataset.item_num
     if not field or dataset.item_feat is None or field not in dataset.item_feat:
         return np.full(n_items, "", dtype=object)
     words = dataset.field2id_token[field]
-    return np.array(
-        [" ".join(words[i] for i in np.ravel(ids) if i) for ids in dataset.item_feat[field].tolist()], dtype=object
-    )
+    return np.array([" ".join(words[int(i)] for i in np.ravel(ids) if i) for ids in dataset.item_feat[field].tolist()], dtype=object)
 
 
 def check_files(config):

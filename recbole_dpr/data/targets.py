@@ -13,7 +13,7 @@ import numpy as np
 
 from recbole_dpr.data.dataset import NO_ITEM
 
-_BLOCK = 65536  # positions looked at together: bounds the [P, N, C] masks
+_BLOCK = 65536  # positions looked at together: bounds what is [P, N, C / 8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +76,13 @@ def positive_in_window(sequences, positions, n, rng):
 
     def one_block(positions, n):
         items = window(sequences, positions, n)  # [P, N]
-        next_has = sequences.categories[sequences.items[positions]]  # [P, C]
-        # NO_ITEM indexes the last row: masked out by the second factor
-        new = sequences.categories[items] & (items != NO_ITEM)[:, :, None] & ~next_has[:, None, :]  # [P, N, C]
-        candidate = new.any(axis=2)  # [P, N]
+        following, bits = sequences.items[positions], sequences.category_bits
+        new = bits[items] & ~bits[following][:, None]  # [P, N, C / 8]
+        candidate = new.any(axis=2) & (items != NO_ITEM)  # [P, N]; NO_ITEM has indexed the last row
         rows = np.flatnonzero(candidate.any(axis=1))
-        choice = draw(rng, candidate[rows])
-        category = draw(rng, new[rows, choice])
-        return Targets(rows, items[rows, choice][:, None], category)
+        chosen = items[rows, draw(rng, candidate[rows])]
+        category = draw(rng, sequences.categories[chosen] & ~sequences.categories[following[rows]])
+        return Targets(rows, chosen[:, None], category)
 
     return _in_blocks(one_block, positions, n)
 

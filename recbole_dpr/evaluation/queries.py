@@ -19,6 +19,8 @@ PROTOCOL_KEYS = (
     *("eval_neg_target", "eval_tag_form", "MAX_ITEM_LIST_LENGTH", "CATEGORY_FIELD", "CATEGORY_IGNORE", "prompt_templates", "seed"),
 )
 
+_BLOCK = 256  # queries looked at together: the [Q, V] table of seen items stays in a processor's cache
+
 
 @dataclass(frozen=True, eq=False)
 class QuerySet:
@@ -106,14 +108,14 @@ def _reachable(sequences, config, queries):
     """Without the targets that masking the history takes out of the ranking, and the queries left with none."""
     if not config["mask_history"]:
         return queries
-    keep = []
-    for start in range(0, len(queries), 4096):  # bounds the [Q, V] table of seen items
-        part = slice(start, start + 4096)
-        seen = np.zeros((len(queries.position[part]), sequences.n_items), dtype=bool)
-        seen[sequences.seen(queries.position[part])] = True
-        items = queries.targets[part]
-        keep.append((items != NO_ITEM) & ~np.take_along_axis(seen, np.maximum(items, 0), axis=1))
-    keep = np.concatenate(keep) if keep else np.zeros_like(queries.targets, dtype=bool)
+    keep = np.zeros(queries.targets.shape, dtype=bool)
+    seen = np.zeros((_BLOCK, sequences.n_items), dtype=bool)
+    for start in range(0, len(queries), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        items, history = queries.targets[part], sequences.seen(queries.position[part])
+        seen[history] = True
+        keep[part] = (items != NO_ITEM) & ~np.take_along_axis(seen[: len(items)], np.maximum(items, 0), axis=1)
+        seen[history] = False  # these alone: the table is much larger than what is in it
     left = np.take_along_axis(np.where(keep, queries.targets, NO_ITEM), np.argsort(~keep, axis=1, kind="stable"), axis=1)
     arrays = (queries.position, left, queries.category, queries.spoken_of, queries.draws)
     return QuerySet(queries.task, queries.window, *arrays).take(keep.any(axis=1))

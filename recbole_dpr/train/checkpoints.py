@@ -22,11 +22,19 @@ def replacing(path):
         UserError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
-    if not distributed.is_first():
+    if distributed.is_first():
+        with replacing_here(path) as temporary:
+            yield temporary
+    else:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) / path.name
-        return distributed.barrier()
-    temporary = None
+    distributed.barrier()
+
+
+@contextmanager
+def replacing_here(path, key="output_dir"):
+    """As `replacing`, for a file that is this process's own matter; key: the setting that names its folder."""
+    path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -34,9 +42,8 @@ def replacing(path):
         yield Path(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-        distributed.barrier()
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; name a writable folder with --output_dir=") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}; name a writable folder with --{key}=") from error
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)

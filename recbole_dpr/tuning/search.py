@@ -19,7 +19,7 @@ import yaml
 
 from recbole_dpr.config import make_config, merged_settings, model_name, settings_in_force
 from recbole_dpr.errors import UserError
-from recbole_dpr.materials import item_years, prepare_prompts, read_sequences
+from recbole_dpr.materials import prepare_prompts, read_dataset, read_sequences
 from recbole_dpr.model import is_promptable
 from recbole_dpr.train.checkpoints import replacing
 from recbole_dpr.tuning.space import check_space, read_space
@@ -148,14 +148,13 @@ def _run(wanted, folder):
 def _prepared(wanted, config, show):
     """All that is read and embedded, for all trials: Task. The test queries stay out of it."""
     if is_promptable(wanted.model):
-        sequences, reading = read_sequences(config)
-        materials, _ = prepare_prompts(config, sequences, item_years(reading, config["YEAR_FIELD"]), show)
+        materials, _ = prepare_prompts(config, read_sequences(config), show)
         data = dataclasses.replace(materials, test=[])
     else:
         check_recipe(config)
-        data, reading = read_sequences(config, dataset_class(config))
-    reading.config = None  # each trial has its own
-    return trial.Task(wanted.model, wanted.dataset, wanted.settings, data, reading)
+        data = read_dataset(config, dataset_class(config))
+        data.config = None  # each trial has its own
+    return trial.Task(wanted.model, wanted.dataset, wanted.settings, data)
 
 
 def _tuner(wanted, config, trainable, folder, progress):

@@ -21,15 +21,13 @@ class Task:
 
     Attributes:
         model, dataset: names; settings: dict of keys.
-        data: Materials of a promptable model, Sequences of another.
-        reading: the RecBole dataset that was read, without its config.
+        data: Materials of a promptable model; of another the RecBole dataset that was read, without its config.
     """
 
     model: str
     dataset: str
     settings: dict
     data: Any
-    reading: Any
 
 
 def run_trial(values, task):
@@ -55,9 +53,10 @@ def train(values, task, folder, report, gpus=""):
         gpus: ids of the GPUs to use, "" for the CPU.
     """
     config = make_config(task.model, task.dataset, (), {**task.settings, **values, "show_progress": False, "gpu_id": gpus})
-    task.reading.config = config
-    home, stages = (run, config["stages"]) if is_promptable(task.model) else (zoo, [1])
-    home.train_only(config, folder, task.data, task.reading, lambda trainer: report(metrics_of(trainer, stages), folder / "checkpoints"))
+    home, stages = run, config["stages"]
+    if not is_promptable(task.model):
+        home, stages, task.data.config = zoo, [1], config
+    home.train_only(config, folder, task.data, lambda trainer: report(metrics_of(trainer, stages), folder / "checkpoints"))
 
 
 def metrics_of(trainer, stages):
