@@ -74,16 +74,23 @@ class Lists:
         self.rec, self.tower, self.items = rec, UserTower(rec.model), rec.model.item_vectors()
         self.plain, self.answering = (evaluator.states(model, positions) for model in (rec.model, rec.model.answering))
         self.seen = tuple(map(torch.from_numpy, evaluator.sequences.seen(positions)))
+        self.resting = rec.model.resting_vectors(self.plain, self.answering) @ self.items.T  # [U, V]
 
-    def top(self, clauses, strength=1.0):
+    def unprompted(self):
         """int64 [U, k] items, best first."""
+        return self._best(self.rec.model.unprompted_vectors(self.plain) @ self.items.T)
+
+    def top(self, clauses, strengths=STRENGTHS):
+        """The same with a wish, for each of some strengths from 1: from there on scores move along a straight line."""
         n = len(self.plain)
-        texts = [clause.text for clause in clauses]
-        prompt = torch.from_numpy(self.rec.prompt_vectors(texts)) if texts else torch.zeros(0, self.rec.encoder.dim)
-        intent = torch.tensor([clause.expert for clause in clauses], dtype=torch.int64)
+        prompt = torch.from_numpy(self.rec.prompt_vectors([clause.text for clause in clauses]))
+        intent = torch.tensor([clause.expert for clause in clauses])
         owner = torch.arange(n).repeat(len(clauses))
-        each = prompt.repeat_interleave(n, dim=0), intent.repeat_interleave(n), torch.full((len(owner),), float(strength))
-        scores = self.tower.combined(self.plain, self.answering, *each, owner) @ self.items.T
+        each = prompt.repeat_interleave(n, dim=0), intent.repeat_interleave(n), torch.ones(len(owner))
+        prompted = self.tower.combined(self.plain, self.answering, *each, owner) @ self.items.T
+        return [self._best(torch.lerp(self.resting, prompted, float(strength))) for strength in strengths]
+
+    def _best(self, scores):
         scores[:, 0] = -torch.inf  # padding
         scores[self.seen] = -torch.inf
         return scores.topk(TOP).indices.numpy()
@@ -111,12 +118,14 @@ def main(folder, settings):
         "routed": [parse_prompt(text) for text, _, _ in wishes],
         "given": [[Clause(text, intent)] for text, intent, _ in wishes],
     }
-    base = lists.top([])
+    base = lists.unprompted()
     figures = {"Base": np.array([shares(base, sequences.categories, meant) for _, _, meant in wishes])}
-    for manner, strength in tqdm([(m, s) for m in told for s in STRENGTHS], desc="wishes"):
-        figures[manner, strength] = np.array([
-            shares(lists.top(clauses, strength), sequences.categories, meant) for clauses, (_, _, meant) in zip(told[manner], wishes)
+    for manner, prompts in told.items():
+        found = np.array([
+            [shares(top, sequences.categories, meant) for top in lists.top(clauses)]
+            for clauses, (_, _, meant) in zip(tqdm(prompts, desc=manner), wishes)
         ])  # fmt: skip
+        figures |= {(manner, strength): found[:, column] for column, strength in enumerate(STRENGTHS)}
     print(f"{len(wishes)} wishes, {len(positions):,} users\n")
     catalogue = np.array([sequences.categories[1:, meant].any(axis=1).mean() for _, _, meant in wishes])
     positive = np.array([intent == "positive" for _, intent, _ in wishes])
@@ -130,8 +139,9 @@ def _print_summary(figures, positive, catalogue):
     rare = positive & (catalogue < RARE)
     for key in (key for key in figures if key != "Base"):
         now = figures[key]
-        cells = [f"{now[part].mean():.3f} ({now[part].mean() / base[part].mean():.2f} ×)" for part in (rare, positive)]
-        rows.append([f"{key[0]}, strength {key[1]:g}", *cells, f"{now[~positive].mean():.3f} (−{100 * (1 - now[~positive].mean() / base[~positive].mean()):.1f} %)"])
+        ratio = [now[part].mean() / base[part].mean() for part in (rare, positive, ~positive)]
+        cells = [f"{now[part].mean():.3f} ({times:.2f} ×)" for part, times in zip((rare, positive), ratio)]
+        rows.append([f"{key[0]}, strength {key[1]:g}", *cells, f"{now[~positive].mean():.3f} ({100 * (ratio[2] - 1):+.1f} %)"])
     rows.insert(0, ["Base", *(f"{base[part].mean():.3f}" for part in (rare, positive, ~positive))])
     head = ["share of the top 10", f"fit, categories below {100 * RARE:.0f} % ({rare.sum()} wishes)", f"fit, all positive ({positive.sum()})"]
     print(tabulate(rows, headers=[*head, f"violations, negative ({(~positive).sum()})"], tablefmt="github", disable_numparse=True), "\n")
