@@ -135,6 +135,7 @@ def prompts_of(sequences, intent, n=50, k=3):
 def test_prompted_loss_is_the_plain_softmax(data, intent, item_text):
     """Fast path against scores written out, with the phrase left out of its own item row by row."""
     model, sequences = build(data, item_text=item_text, temperature=0.5), data[1]
+    model.heard = model.named  # what prompts mean without a name is heard in requests, not in training
     part = prompts_of(sequences, intent)
     state = torch.randn(120, 16)
     with torch.no_grad():
@@ -176,7 +177,7 @@ def test_with_prompts_one_dot_product_for_each_item(data, decoupled):
         unprompted, state = (m.forward(rows["item_id_list"], rows["item_length"]) for m in (model, model.answering))
         for n in range(5):
             intent, prompt = int(rows[INTENT][n]), model.prompt_vectors[n : n + 1]
-            fused, weights = model.fuse(state[n : n + 1], prompt, model.named(prompt, intent), intent)
+            fused, weights = model.fuse(state[n : n + 1], prompt, model.heard(prompt, intent), intent)
             texts, categories = model.item_side[:, :D], model.item_side[:, D + 1 :]
             text = weights[:, :1] * (prompt @ texts.T + model.item_side[:, D])
             expected = fused @ model.answering.item_embedding.weight.T + text + weights[:, 1:] @ categories.T
@@ -185,6 +186,37 @@ def test_with_prompts_one_dot_product_for_each_item(data, decoupled):
             torch.testing.assert_close(scores[n], expected[0])
         torch.testing.assert_close(model.predict(rows), scores[torch.arange(5), rows["item_id"]])
     assert (scores - SASRec.full_sort_predict(model, rows)).abs().max() > 0.1
+
+
+def test_negative_prompts_without_a_name_are_heard_by_what_they_mean(data):
+    """Each prompt as its best fit: the average text of a category's items against that of the others."""
+    model = build(data)
+    vectors, offsets, categories = model.item_side[1:, :D], model.item_side[1:, D], model.item_side[1:, D + 1 :].bool()
+    prompt = torch.cat([model.prompt_vectors[:4], 40 * model.prompt_vectors[:4]])  # far beyond any doubt, too
+    fit = prompt @ vectors.T + offsets  # [8, V]
+    for c in range(4):
+        inside, outside = vectors[categories[:, c]].mean(0), vectors[~categories[:, c]].mean(0)
+        z = (fit[:, categories[:, c]].mean(1) - fit[:, ~categories[:, c]].mean(1)) / (inside - outside).norm()
+        torch.testing.assert_close(model.meant(prompt)[:, c], torch.sigmoid(30 * (z - 0.12)), atol=1e-4, rtol=1e-3)
+    model.category_reader[:, -1] += torch.tensor([0.0, 0.0, 0.0, 0.0, 1e4])  # nobody names any
+    heard = model.heard(prompt, NEGATIVE)
+    torch.testing.assert_close(heard[:, :-1], model.meant(prompt))
+    torch.testing.assert_close(heard[:, -1], (1 - model.meant(prompt)).prod(1))
+    torch.testing.assert_close(model.heard(prompt, POSITIVE), model.named(prompt, POSITIVE))
+    intent = torch.tensor([0, 1] * 4)
+    by_row = torch.cat([model.heard(prompt[n : n + 1], int(intent[n])) for n in range(8)])
+    torch.testing.assert_close(model.heard(prompt, intent), by_row)
+    model.category_reader[:, -1] -= torch.tensor([0.0, 0.0, 0.0, 0.0, 2e4])  # everybody names one: that is what is heard
+    torch.testing.assert_close(model.heard(prompt, NEGATIVE), model.named(prompt, NEGATIVE))
+
+
+def test_what_prompts_mean_is_known_after_loading(data):
+    model, other = build(data), build(data)
+    other.item_side.zero_()
+    other.category_text.zero_()
+    other.load_state_dict(model.state_dict())
+    assert model.category_text.any()
+    torch.testing.assert_close(other.category_text, model.category_text)
 
 
 def test_prompted_backbone_starts_as_a_copy(data):

@@ -16,8 +16,9 @@ COLUMNS = {
     "intents_train": ["text", "clauses", "style", "domain"],
     "intents_heldout": ["text", "clauses", "style", "domain"],
     "category_wishes": ["text", "intent", "categories"],
+    "category_wishes_dev": ["text", "intent", "categories"],
 }
-MIN_ROWS = {"intents_train": 2000, "intents_heldout": 400, "category_wishes": 300}
+MIN_ROWS = {"intents_train": 2000, "intents_heldout": 400, "category_wishes": 300, "category_wishes_dev": 100}
 MIN_HELD_OUT_COMPOUNDS = 150
 INTENTS = {"positive", "negative"}
 DOMAINS = {"films", "news", "products", "music", "books", "restaurants", "games", "travel"}
@@ -103,7 +104,7 @@ def test_counts_and_columns(name):
 
 
 def test_no_text_twice():
-    """Over all three files, case and punctuation aside."""
+    """Over all files, case and punctuation aside."""
     counts = Counter(normalise(t) for texts in TEXTS.values() for t in texts)
     assert [t for t, n in counts.items() if n > 1] == []
 
@@ -175,6 +176,15 @@ def test_category_wishes_are_apart_from_training_texts():
     assert too_close(wishes, TEXTS["intents_train"] + templates(["train", "eval"]), MAX_JACCARD_WISHES) == []
     assert too_close(wishes, film_texts, MAX_JACCARD_WISHES) == []
     assert too_close(wishes, TEXTS["intents_heldout"], MAX_JACCARD_WISHES) == []
+
+
+def test_wishes_that_choose_are_apart_from_those_that_evaluate():
+    """Two sets of one kind: the one is looked at, the other is not."""
+    dev, rows = TEXTS["category_wishes_dev"], ROWS["category_wishes_dev"]
+    for intent in INTENTS:
+        assert {c for row in rows if row["intent"] == intent for c in row["categories"].split("|")} == CATEGORIES
+    assert too_close(dev, TEXTS["category_wishes"], 0.4) == []
+    assert too_close(dev, TEXTS["intents_heldout"], MAX_JACCARD_HELD_OUT) == []
 
 
 def test_training_repeats_no_evaluation_template():

@@ -69,7 +69,7 @@ def build_queries(sequences, config, part=TEST, windows=None):
     Returns:
         list of QuerySet.
     """
-    position = _positions(sequences, config["eval_positions"], part)
+    position = evaluated_positions(sequences, config["eval_positions"], part)
     sets = [_seq(sequences, config, position, part)]
     for n in windows or config["windows"]:
         room = sequences.part_end[position] - position
@@ -83,11 +83,12 @@ def build_queries(sequences, config, part=TEST, windows=None):
             at = inside[found.rows]
             spoken_of = found.items[:, 0] if task == "POS" else sequences.items[at]
             queries = QuerySet(task, n, at, found.items, found.category, spoken_of, rng.random((len(at), 2)))
-            sets.append(_reachable(sequences, config, queries))
+            sets.append(reachable(sequences, config, queries))
     return sets
 
 
-def _positions(sequences, which, part):
+def evaluated_positions(sequences, which, part):
+    """The positions of a split part that are asked about: int64 [P]; which: first (of every user), or all."""
     start, end = sequences.bounds(part)
     if which == "first":
         return start[(end > start) & (start > sequences.offsets[:-1])]
@@ -101,10 +102,10 @@ def _seq(sequences, config, position, part):
     zeros = np.zeros(len(position), dtype=np.int64)
     rng = np.random.default_rng([config["seed"], part, 0])
     queries = QuerySet("SEQ", None, position, sequences.items[position][:, None], zeros, zeros, rng.random((len(zeros), 2)))
-    return _reachable(sequences, config, queries)
+    return reachable(sequences, config, queries)
 
 
-def _reachable(sequences, config, queries):
+def reachable(sequences, config, queries):
     """Without the targets that masking the history takes out of the ranking, and the queries left with none."""
     if not config["mask_history"]:
         return queries

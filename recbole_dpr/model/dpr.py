@@ -23,8 +23,12 @@ from recbole_dpr.model.losses import TextScores, softmax_cross_entropy
 from recbole_dpr.precision import compute_dtype
 from recbole_dpr.prompts.bank import NO_PROMPT
 from recbole_dpr.prompts.description import DescriptionTagger
+from recbole_dpr.prompts.templates import NEGATIVE
 
 PROMPT, INTENT = "prompt_id", "prompt_intent"  # fields of a RecBole Interaction that carries prompts
+# of `Promptable.meant`, chosen on dataset/prompts/category_wishes_dev.tsv
+_MEANT_FROM, _MEANT_SLOPE = 0.12, 30.0
+_TINY = 1e-12
 
 
 class Promptable:
@@ -63,6 +67,7 @@ class Promptable:
         self.register_buffer("item_side", torch.zeros(self.n_items, side_size))
         # one row more than the prompt has: the bias
         self.register_buffer("category_reader", torch.zeros(N_INTENTS, prompt_size + 1, config["n_categories"] + 1 if text_size else 0))
+        self.register_buffer("category_text", torch.zeros(text_size + 1, config["n_categories"] if text_size else 0), persistent=False)
         self.register_buffer("prompt_vectors", torch.zeros(0, prompt_size), persistent=False)
         # the average user, who stands in for one without a history: unprompted, prompted
         self.register_buffer("mean_states", torch.zeros(2, self.state_size))
@@ -89,6 +94,7 @@ class Promptable:
         self.item_text = text
         self.item_side.copy_(torch.cat([text.vectors, text.offsets[:, None], categories.to(text.vectors)], dim=1))
         self.category_reader.copy_(torch.stack([torch.cat([weight, bias[None]]) for weight, bias in category_reader]))
+        self._read_category_text()
 
     def attach_prompts(self, vectors, tokens=None, tagger=None):
         """Set the prompt table.
@@ -158,6 +164,41 @@ class Promptable:
             return None
         return _by_intent(nn.functional.pad(prompt, (0, 1), value=1.0), self.category_reader, intent).softmax(dim=-1)
 
+    def meant(self, prompt):
+        """Which categories prompts mean, named or not: [N, C] probabilities, each on its own.
+
+        By how much better a prompt fits the text of a category's items than that of the others, on average: with the
+        likelihoods of `LikelihoodText` a log-likelihood ratio, here in units of its gradient, so that a prompt of norm 1
+        moves every category's alike.
+        """
+        fit = nn.functional.pad(prompt, (0, 1), value=1.0) @ self.category_text
+        return torch.sigmoid(_MEANT_SLOPE * (fit - _MEANT_FROM))
+
+    def heard(self, prompt, intent):
+        """`named`, but a negative prompt without a name is taken to name what it means: [N, C + 1]; None in the paper's form.
+
+        People tell what they are tired of by what happens in it ("I faint at the sight of gore"). Training has no such
+        prompts: its negative phrases are of one item, and what complies lacks one category of it, whichever.
+        """
+        named = self.named(prompt, intent)
+        if named is None:
+            return None
+        avoided = torch.full_like(named[:, :1], intent == NEGATIVE) if isinstance(intent, int) else (intent == NEGATIVE)[:, None]
+        meant, none = self.meant(prompt) * avoided, named[:, -1:]
+        return torch.cat([named[:, :-1] + none * meant, none * (1 - meant).prod(1, keepdim=True)], dim=1)
+
+    def load_state_dict(self, *args, **kwargs):
+        found = super().load_state_dict(*args, **kwargs)
+        self._read_category_text()
+        return found
+
+    def _read_category_text(self):
+        """Find `category_text`, [D + 1, C]: the items' text side of each category less that of all others, normed; offset last."""
+        text, categories = self.item_side[1:, : self.text_size + 1], self.item_side[1:, self.text_size + 1 :]
+        inside, outside = (text.T @ (part / part.sum(0).clamp(min=1)) for part in (categories, 1 - categories))
+        difference = inside - outside
+        self.category_text = difference / difference[:-1].norm(dim=0).clamp(min=_TINY)
+
     def item_vectors(self):
         """[V, R]: the item half of the dot product."""
         own = [] if self.prompted_backbone is None else [self.prompted_backbone.item_matrix()]
@@ -178,7 +219,7 @@ class Promptable:
 
     def prompted_vectors(self, unprompted, state, prompt, intent, tokens=None):
         """[N, R]: the user half with a prompt [N, D]; arguments as for `resting_vectors` and `fuse`."""
-        fused, weights = self.fuse(state, prompt, self.named(prompt, intent), intent, tokens)
+        fused, weights = self.fuse(state, prompt, self.heard(prompt, intent), intent, tokens)
         parts = [self._with_unprompted(unprompted, fused)]
         if weights is not None:
             parts += [weights[:, :1] * prompt, weights]

@@ -41,10 +41,14 @@ class UserTower(nn.Module):
         """
         model, empty, length = self.model, (length == 0)[:, None], length.clamp(min=1)
         state = torch.where(empty, model.mean_states[0], model.encode(item_seq, length))
-        plain = model.unprompted_vectors(state)
         if owner.shape[0] == 0:
-            return plain
+            return model.unprompted_vectors(state)
         answering = torch.where(empty, model.mean_states[1], model.answering.encode(item_seq, length))
+        return self.combined(state, answering, prompt, intent, strength, owner, tokens)
+
+    def combined(self, state, answering, prompt, intent, strength, owner, tokens=None):
+        """The same from states [B, k] of the unprompted backbone and of the answering one."""
+        model, plain = self.model, self.model.unprompted_vectors(state)
         resting = model.resting_vectors(state, answering)
         moves = model.prompted_vectors(state[owner], answering[owner], prompt, intent, tokens) - resting[owner]  # [N, R]
         share = torch.zeros_like(plain[:, 0]).scatter_reduce(0, owner, strength.clamp(max=1.0), "amax")[:, None]
