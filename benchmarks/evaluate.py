@@ -20,8 +20,9 @@ from recbole_dpr.cli import parse_settings
 from recbole_dpr.config import make_config
 from recbole_dpr.evaluation import methods
 from recbole_dpr.evaluation.evaluator import Evaluator
-from recbole_dpr.materials import item_years, prepare_queries, read_sequences
+from recbole_dpr.materials import prepare_queries, read_sequences
 from recbole_dpr.model import promptable
+from recbole_dpr.model.backbones import ItemVocabulary
 from recbole_dpr.run import machine, peak_memory_mb, versions
 from recbole_dpr.serving.recommender import load
 from recbole_dpr.yamlfile import read_yaml
@@ -34,12 +35,12 @@ def main(folder, settings):
     settings = {**kept, "eval_positions": "all", **settings}
     config = make_config(settings.pop("model", "DPR_SASRec"), settings.pop("dataset", "ml-1m"), (), settings)
     rows, clock = [], _Clock()
-    sequences, dataset = read_sequences(config)
+    sequences = read_sequences(config)
     rows.append(["reading the data", "", *clock.lap()])
-    materials = prepare_queries(config, sequences, item_years(dataset, config["YEAR_FIELD"]))
+    materials = prepare_queries(config, sequences)
     test, prompted = materials.test, [p for p in materials.test if p.kind != "none"]
     rows.append(["drawing the queries", sum(map(len, test)), *clock.lap()])
-    model = load(folder).model if folder else _untrained(config, dataset, sequences)
+    model = load(folder).model if folder else _untrained(config, sequences)
     model.attach_prompts(normalize(torch.randn(len(materials.bank.all_texts), model.prompt_vectors.shape[1]), dim=1), None, model.tagger)
     evaluator, evaluation = Evaluator(sequences, config), _Clock()
     clock.lap()
@@ -65,10 +66,10 @@ def main(folder, settings):
 
 
 @torch.no_grad()
-def _untrained(config, dataset, sequences):
+def _untrained(config, sequences):
     """The model as a run builds it, with an item side that is random instead of embedded."""
     config["prompt_size"], config["n_categories"] = _PROMPT_SIZE, len(sequences.category_names)
-    model = promptable(config["model"])(config, dataset).eval()
+    model = promptable(config["model"])(config, ItemVocabulary(sequences.n_items, config)).eval()
     model.item_side.normal_()
     return model
 

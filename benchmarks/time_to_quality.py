@@ -21,12 +21,13 @@ from tabulate import tabulate
 
 from recbole_dpr.cli import parse_settings
 from recbole_dpr.config import make_config
-from recbole_dpr.data.dataset import VALID
+from recbole_dpr.data.dataset import VALID, build_sequences
 from recbole_dpr.evaluation import methods
 from recbole_dpr.evaluation.evaluator import Evaluator, with_prompts
 from recbole_dpr.evaluation.queries import PROMPT_KINDS, build_queries
-from recbole_dpr.materials import read_sequences
+from recbole_dpr.materials import read_dataset, read_sequences
 from recbole_dpr.model import promptable
+from recbole_dpr.model.backbones import ItemVocabulary
 from recbole_dpr.run import machine, versions
 from recbole_dpr.train.checkpoints import replacing
 from recbole_dpr.train.trainer import StageTrainer
@@ -68,7 +69,8 @@ def recbole_curve(record, model, dataset_name, most, settings):
     name, done = f"RecBole {model}", len(record.curves.get(f"RecBole {model}", ()))
     if done and (done >= most or done - record.best(name)[0] >= config["stopping_step"]):
         return
-    sequences, dataset = read_sequences(config, dataset_class(config))
+    dataset = read_dataset(config, dataset_class(config))
+    sequences = build_sequences(dataset)
     recboles = RecBoleModel(config, dataset, sequences, record.file.with_suffix(f".{dataset_name}"))
     score = _quality(sequences, config)
     if recboles.file.exists():
@@ -95,10 +97,10 @@ def our_curve(record, model, dataset_name, settings):
     if len(record.curves.get(name, ())) == epochs:
         return
     record.curves.pop(name, None)
-    sequences, dataset = read_sequences(config)
+    sequences = read_sequences(config)
     config["prompt_size"], config["n_categories"] = 1, len(sequences.category_names)  # stage 1 meets no prompt
     init_seed(config["seed"], config["reproducibility"])
-    ours = promptable(config["model"])(config, dataset).to(config["device"])
+    ours = promptable(config["model"])(config, ItemVocabulary(sequences.n_items, config)).to(config["device"])
     scratch = record.file.with_suffix(".ours")
     trainer = StageTrainer(config, ours, 1, config["stage1"], None, scratch, {})
     loader = ours.loader(sequences, config, config["stage1"], (config["seed"], 1))

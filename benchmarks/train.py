@@ -31,10 +31,11 @@ from tabulate import tabulate
 import ceilings
 from recbole_dpr.cli import parse_settings
 from recbole_dpr.config import make_config
-from recbole_dpr.data.dataset import TRAIN
+from recbole_dpr.data.dataset import TRAIN, build_sequences
 from recbole_dpr.data.loaders import TrainingPrompts
-from recbole_dpr.materials import item_years, prepare_queries, read_sequences
+from recbole_dpr.materials import prepare_queries, read_dataset, read_sequences
 from recbole_dpr.model import promptable
+from recbole_dpr.model.backbones import ItemVocabulary
 from recbole_dpr.precision import compute_dtype
 from recbole_dpr.prompts.item_text import MeanText
 from recbole_dpr.run import machine, versions
@@ -95,14 +96,15 @@ def child(side, model, history, limit, settings):
     with tempfile.TemporaryDirectory() as folder:
         if side == "ours":
             config = make_config(f"DPR_{model}", dataset_name, (), {**settings, "train_batch_size": _POSITIONS, "read_prompts": False})
-            sequences, dataset = read_sequences(config)
-            trainer = _stage(config, 1, _untrained(config, dataset, sequences, 1), Path(folder))  # stage 1 meets no prompt
+            sequences = read_sequences(config)
+            trainer = _stage(config, 1, _untrained(config, sequences, 1), Path(folder))  # stage 1 meets no prompt
             loader = trainer.model.loader(sequences, config, {}, (config["seed"], 1))
         else:
             from recbole_dpr.zoo import RecBoleModel, dataset_class
 
             config = make_config(model, dataset_name, (), {**settings, "train_batch_size": _PREFIX_ROWS})
-            sequences, dataset = read_sequences(config, dataset_class(config))
+            dataset = read_dataset(config, dataset_class(config))
+            sequences = build_sequences(dataset)
             recboles = RecBoleModel(config, dataset, sequences, Path(folder))
             trainer, loader = recboles.trainer, recboles.train_data
         timed = Timed(loader, limit, lambda batch: len(batch.rows) if side == "ours" else len(batch))
@@ -112,10 +114,10 @@ def child(side, model, history, limit, settings):
     return {"targets": timed.targets, "seconds": timed.seconds, "data": prepared}
 
 
-def _untrained(config, dataset, sequences, prompt_size):
+def _untrained(config, sequences, prompt_size):
     config["prompt_size"], config["n_categories"] = prompt_size, len(sequences.category_names)
     init_seed(config["seed"], config["reproducibility"])
-    return promptable(config["model"])(config, dataset).to(config["device"])
+    return promptable(config["model"])(config, ItemVocabulary(sequences.n_items, config)).to(config["device"])
 
 
 def _stage(config, number, model, folder):
@@ -220,9 +222,9 @@ def _cost(sequences, config, found, rate):
 def stages(folder, model, length, rounds, limit, settings):
     kept = read_yaml(Path(folder) / "config.yaml") if folder else {"model": f"DPR_{model}", "dataset": settings["dataset"], **_SIZES[model], "MAX_ITEM_LIST_LENGTH": length}
     config = make_config(kept.pop("model"), kept.pop("dataset"), (), {**kept, **_without(settings), "read_prompts": False})
-    sequences, dataset = read_sequences(config)
-    bank = prepare_queries(config, sequences, item_years(dataset, config["YEAR_FIELD"])).bank
-    model = _untrained(config, dataset, sequences, _PROMPT_SIZE)
+    sequences = read_sequences(config)
+    bank = prepare_queries(config, sequences).bank
+    model = _untrained(config, sequences, _PROMPT_SIZE)
     bank.vectors = bank.asked = torch.nn.functional.normalize(torch.randn(len(bank.all_texts), config["prompt_size"]), dim=1)
     reader = torch.zeros(config["prompt_size"], config["n_categories"] + 1), torch.zeros(config["n_categories"] + 1)
     if model.item_weights is not None:
