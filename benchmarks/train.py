@@ -137,7 +137,7 @@ def compare(models, lengths, rounds, limit, settings, rectools_python):
     for model in models:
         for length in lengths:
             config = make_config(f"DPR_{model}", settings["dataset"], (), {**_without(settings), **_SIZES[model], "MAX_ITEM_LIST_LENGTH": length})
-            sequences, _ = read_sequences(config)
+            sequences = read_sequences(config)
             with tempfile.TemporaryDirectory() as folder:
                 sides = {side: _own_process(side, model, length, limit, settings) for side in ("ours", "RecBole")}
                 if rectools_python and model == "SASRec":
@@ -203,8 +203,10 @@ def _cost(sequences, config, found, rate):
         "linear layers": 3 * n_layers * (8 * d * d + 4 * d * inner),
         "attention": 3 * n_layers * 4 * d * context,
     }
-    softmax = str(compute_dtype(config["softmax_precision"], config["device"])).removeprefix("torch.")
-    scores, square = found[f"product, scores, {softmax}"][0], found["product, square, float32"][0]
+    softmax, backbone = (
+        str(compute_dtype(config[f"{part}_precision"], config["device"])).removeprefix("torch.") for part in ("softmax", "backbone")
+    )
+    scores, square = found[f"product, scores, {softmax}"][0], found[f"product, square, {backbone}"][0]
     seconds = {name: flops / (scores if name.startswith("softmax") else square) for name, flops in parts.items()}
     seconds["exponentials of the softmax"] = sequences.n_items / found["exp, in cache"][0]
     seconds["dropout"] = d * (1 + 2 * n_layers) / found["dropout"][0]
@@ -213,7 +215,7 @@ def _cost(sequences, config, found, rate):
     rows.append(["**floor**", f"{sum(parts.values()) / 1e6:.2f}", f"{1e6 * floor:.2f}"])
     rows.append(["measured", "", f"{1e6 / rate:.2f}"])
     table = tabulate(rows, headers=["one target", "MFLOP", "microseconds"], tablefmt="github", disable_numparse=True)
-    return f"{table}\n\nShare of the floor: {100 * floor * rate:.0f} % (softmax in {softmax}, mean context {context:.0f})."
+    return f"{table}\n\nShare of the floor: {100 * floor * rate:.0f} % (softmax in {softmax}, backbone in {backbone}, mean context {context:.0f})."
 
 
 # --- stages 2 and 3 against stage 1
