@@ -42,6 +42,7 @@ def read(name):
 
 
 ROWS = {name: read(name) for name in COLUMNS}
+FRAMES = (CORPORA / "intent_frames.txt").read_text(encoding="utf-8").splitlines()
 TEXTS = {name: [row["text"] for row in rows] for name, rows in ROWS.items()}
 
 
@@ -154,6 +155,26 @@ def test_heldout_shares_at_most_half_its_words_with_a_training_text(name):
     jaccard, share = most_shared(TEXTS[name], TEXTS["intents_train"])
     assert jaccard.max() <= MAX_JACCARD_HELD_OUT
     assert share.max() <= 0.5
+
+
+def test_frames():
+    """Slots alone in braces, of both intents alike, and none twice."""
+    assert len(FRAMES) >= 800 and len(set(FRAMES)) == len(FRAMES)
+    slots = [re.findall(r"\{[^}]*\}", frame) for frame in FRAMES]
+    assert all(slots) and {slot for own in slots for slot in own} == {"{+}", "{-}", "{+s}", "{-s}"}
+    wanted = [sum("+" in slot for slot in own) / len(own) for own in slots]
+    assert 0.4 <= np.mean(wanted) <= 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"), [("intents_heldout", MAX_JACCARD_HELD_OUT), ("intents_heldout2", MAX_JACCARD_HELD_OUT), ("category_wishes", MAX_JACCARD_WISHES)]
+)
+def test_frames_are_apart_from_what_evaluates(name, bound):
+    bare = [re.sub(r"\{[^}]*\}", " ", frame) for frame in FRAMES]
+    jaccard, share = most_shared(TEXTS[name], bare)
+    assert jaccard.max() <= bound
+    assert share.max() <= 0.5 or name not in HELD_OUT
+    assert too_close(bare, templates(["eval"]), MAX_JACCARD_TEMPLATES) == []
 
 
 def test_category_wishes():
