@@ -28,7 +28,7 @@ def pairs(clauses):
         ("a comedy", [("a comedy", "positive")]),
         ("a western without gunfights", [("a western", "positive"), ("gunfights", "negative")]),
         ("anything but cartoons", [("cartoons", "negative")]),
-        ("I don't want any musicals", [("musicals", "negative")]),
+        ("I don't want musicals", [("musicals", "negative")]),
         ("no cartoons, give me a western", [("cartoons", "negative"), ("a western", "positive")]),
         ("leave musicals out of it", [("musicals", "negative")]),
         ("I can't get enough of westerns", [("westerns", "positive")]),
@@ -114,7 +114,8 @@ def stand_in(tmp_path_factory):
     labels = dict(enumerate(("contradiction", "neutral", "entailment")))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = BertConfig(30522, 16, 1, 2, 16, id2label=labels, label2id={name: n for n, name in labels.items()})
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        config = BertConfig(vocab_size=30522, **sizes, id2label=labels, label2id={name: n for n, name in labels.items()})
         BertForSequenceClassification(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(wheel_folder()).save_pretrained(folder)
     return folder
@@ -151,7 +152,7 @@ def test_every_router_is_a_choice_of_the_key():
 # --- golden: what docs/router.md reports, a little below
 
 
-@pytest.mark.parametrize(("name", "intent", "split"), [("intents_heldout", 0.0, 0.0), ("intents_heldout2", 0.0, 0.0)])
+@pytest.mark.parametrize(("name", "intent", "split"), [("intents_heldout", 0.69, 0.55), ("intents_heldout2", 0.77, 0.77)])
 def test_held_out_corpora(name, intent, split):
     found = scores([judge(clauses, parse_prompt(text)) for text, clauses, *_ in read(name)])
     assert found["intent"] >= intent
