@@ -172,7 +172,7 @@ def test_frames():
 def test_frames_are_apart_from_what_evaluates(name, bound):
     bare = [re.sub(r"\{[^}]*\}", " ", frame) for frame in FRAMES]
     jaccard, share = most_shared(TEXTS[name], bare)
-    assert jaccard.max() <= bound
+    assert jaccard.max() <= bound + 1e-6
     assert share.max() <= 0.5 or name not in HELD_OUT
     assert too_close(bare, templates(["eval"]), MAX_JACCARD_TEMPLATES) == []
 
