@@ -12,7 +12,6 @@ import re
 import sys
 import time
 from collections import defaultdict
-from itertools import groupby
 
 import torch
 from router import MEASURES, judge, read, scores
@@ -198,9 +197,14 @@ def main(epochs=7, seed=2026, without="", output=clause_tagger.WEIGHTS):
     print(f"written: {output}")
     if left_out:
         route = clause_tagger.load(output)
-        judged = sorted(((style, judge(clauses, route(text))) for text, clauses, style, _ in rows if style in left_out), key=lambda own: own[0])
-        for style, group in [*groupby(judged, lambda own: own[0]), ("all", judged)]:
-            found = scores([verdicts for _, verdicts in group])
+        judged = defaultdict(list)
+        for text, clauses, style, _ in rows:
+            if style in left_out:
+                verdicts = judge(clauses, route(text))
+                judged[style].append(verdicts)
+                judged["all"].append(verdicts)
+        for style, group in judged.items():
+            found = scores(group)
             print(f"{style}: " + ", ".join(f"{name} {100 * found[name]:.1f}" for name in MEASURES if found[name] is not None))
 
 
