@@ -21,7 +21,6 @@ import sys
 import time
 from collections import Counter
 from itertools import groupby
-from pathlib import Path
 from statistics import median
 
 import torch
