@@ -283,7 +283,7 @@ def test_prompt_vectors_are_kept_in_memory(rec, monkeypatch):
 def test_the_memory_of_prompts_is_bounded(rec, monkeypatch):
     monkeypatch.setattr("recbole_dpr.serving.prompt_vectors._KEPT", 3)
     for n in range(9):
-        rec.recommend(HISTORY, f"number {n}")
+        rec.recommend(HISTORY, [Clause(f"number {n}", "positive")])
     assert list(rec._prompts._known) == ["number 6", "number 7", "number 8"]
 
 
