@@ -31,7 +31,8 @@ _HELP = """recbole-dpr: promptable sequential recommendation for RecBole
   recbole-dpr recommend FOLDER [--history=ID,ID,... | --user=ID] [--prompt="TEXT"] [--k=10] [--strength=1]
       lists without and with a prompt side by side, from the folder of a finished run; without a history for a new user
       --strength=S        0 the plain recommender, 1 as trained, 2 twice that; --prompt_encoder=FOLDER where it now lies
-  recbole-dpr demo FOLDER [--host=127.0.0.1] [--port=7860] [--prompt_encoder=FOLDER]
+      --intent_router=R   what splits the prompt into clauses: tagger, nli (with --intent_model=NAME) or cues (docs/router.md)
+  recbole-dpr demo FOLDER [--host=127.0.0.1] [--port=7860] [--prompt_encoder=FOLDER] [--intent_router=R]
       a web page: pick a user or build a history, type wishes, see both lists
   recbole-dpr tune --model=NAME --dataset=NAME --params=FILE --trials=N [--config_files=...] [--key=value ...]
       search for settings with Ray Tune (pip install 'ray[tune]'), on the validation score; keys as of run, for all trials
@@ -120,7 +121,9 @@ def _benchmark(argv):
     print(f"written: {folder}")
 
 
-_SERVING_TEXT = ("history", "user", "prompt", "prompt_encoder", "host")  # ids and words: 007 and yes are no numbers or truths
+_SERVING_TEXT = ("history", "user", "prompt", "prompt_encoder", "intent_router", "intent_model", "host")  # ids and words: 007 and yes are no numbers or truths
+
+_LOADED_WITH = ("prompt_encoder", "intent_router", "intent_model")
 
 
 def _serving_arguments(command, argv, keys):
@@ -134,11 +137,11 @@ def _serving_arguments(command, argv, keys):
     warnings.filterwarnings("ignore", category=FutureWarning)
     from recbole_dpr.serving.recommender import load
 
-    return load(argv[0], prompt_encoder=settings.pop("prompt_encoder", None)), settings
+    return load(argv[0], **{key: settings.pop(key) for key in _LOADED_WITH if key in settings}), settings
 
 
 def _recommend(argv):
-    rec, settings = _serving_arguments("recommend", argv, ("history", "user", "prompt", "k", "strength", "prompt_encoder"))
+    rec, settings = _serving_arguments("recommend", argv, ("history", "user", "prompt", "k", "strength", *_LOADED_WITH))
     from recbole_dpr.serving.terminal import comparison
 
     if "user" in settings and "history" in settings:
@@ -150,7 +153,7 @@ def _recommend(argv):
 
 
 def _demo(argv):
-    rec, settings = _serving_arguments("demo", argv, ("host", "port", "prompt_encoder"))
+    rec, settings = _serving_arguments("demo", argv, ("host", "port", *_LOADED_WITH))
     from recbole_dpr.serving.demo import launch
 
     launch(rec, **settings)

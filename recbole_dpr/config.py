@@ -10,6 +10,7 @@ from recbole.utils import ModelType, argument_list
 from recbole_dpr.errors import UserError, unknown
 from recbole_dpr.model import MODELS, is_promptable, promptable
 from recbole_dpr.model.backbones import check_backbone, sequential_models
+from recbole_dpr.prompts.intent import ROUTERS
 from recbole_dpr.resources import properties_dir
 from recbole_dpr.yamlfile import read_yaml
 
@@ -23,6 +24,7 @@ _CHOICES = {
     "encoder_precision": ("auto", "float32", "bfloat16"),
     "softmax_precision": ("auto", "float32", "bfloat16"),
     "backbone_precision": ("auto", "float32", "bfloat16"),
+    "intent_router": tuple(ROUTERS),
 }
 _BOOLEANS = (
     *("short_windows", "mask_history", "drop_unseen_items", "two_towers", "item_text", "read_prompts", "decouple_backbone"),

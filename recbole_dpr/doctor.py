@@ -8,6 +8,7 @@ import os
 import platform
 
 from recbole_dpr import compat
+from recbole_dpr.resources import properties_dir
 
 # What RecBole-DPR cannot do without (distribution names).
 _REQUIRED = (
@@ -38,7 +39,7 @@ def report() -> str:
     sections = {
         "Versions": _version_rows(),
         "Device": _device_rows(),
-        "Default sentence encoder": [_encoder_row()],
+        "Default sentence encoder, and the prompt router that stands on it": [_encoder_row(), _router_row()],
         "Extras": [_optional_row(*entry) for entry in _OPTIONAL],
         "RecBole on these versions (and what goes wrong unpatched)": _patch_rows(),
     }
@@ -111,6 +112,11 @@ def _memory() -> str:
 def _encoder_row() -> Row:
     module, distribution, install = _ENCODER
     return ("all-MiniLM-L6-v2", f"{distribution} {_version(distribution)}" if _there(module) else _missing(install))
+
+
+def _router_row() -> Row:
+    weights = properties_dir() / "router" / "tagger.safetensors"
+    return ("tagger of clauses", f"{weights.stat().st_size / 1e6:.1f} MB" if weights.is_file() else "missing: reinstall recbole-dpr, or use --intent_router=cues")
 
 
 def _optional_row(feature: str, module: str, distribution: str, install: str) -> Row:

@@ -26,6 +26,7 @@ from recbole_dpr.evaluation.queries import PROTOCOL_KEYS
 from recbole_dpr.materials import prepare_prompts, read_sequences
 from recbole_dpr.model import is_promptable, promptable
 from recbole_dpr.model.backbones import ItemVocabulary
+from recbole_dpr.prompts.intent import router
 from recbole_dpr.prompts.item_text import DescriptionText, LikelihoodText, MeanText
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
 from recbole_dpr.serving import recommender
@@ -110,6 +111,7 @@ class _Run:
         with self._timed("prompts"):
             with distributed.first_goes_first():
                 materials, self.encoder = prepare_prompts(self.config, sequences, self.show)
+            self.parse = router(self.config["intent_router"], self.config["intent_model"])  # here, so that one that is missing costs no training
         stages = self.train(materials)
         if self.config["baselines"]:
             with self._timed("baselines"):
@@ -313,7 +315,7 @@ class _Run:
         sequences = self.sequences
         names = [c.tolist() for c in (np.array(sequences.category_names, dtype=object)[row] for row in sequences.categories[1:])]
         answers = recommender.Recommender(
-            self.model, sequences.item_tokens[1:], sequences.titles[1:], names, self.encoder, self.config["MAX_ITEM_LIST_LENGTH"]
+            self.model, sequences.item_tokens[1:], sequences.titles[1:], names, self.encoder, self.config["MAX_ITEM_LIST_LENGTH"], parse=self.parse
         )
         user = self.materials.test[0].queries.position[0]
         start = sequences.offsets[sequences.user_of[user]]

@@ -15,10 +15,11 @@ CORPORA = ROOT / "dataset" / "prompts"
 COLUMNS = {
     "intents_train": ["text", "clauses", "style", "domain"],
     "intents_heldout": ["text", "clauses", "style", "domain"],
+    "intents_heldout2": ["text", "clauses", "style", "domain"],
     "category_wishes": ["text", "intent", "categories"],
     "category_wishes_dev": ["text", "intent", "categories"],
 }
-MIN_ROWS = {"intents_train": 2000, "intents_heldout": 400, "category_wishes": 300, "category_wishes_dev": 100}
+MIN_ROWS = {"intents_train": 5000, "intents_heldout": 400, "intents_heldout2": 400, "category_wishes": 300, "category_wishes_dev": 100}
 MIN_HELD_OUT_COMPOUNDS = 150
 INTENTS = {"positive", "negative"}
 DOMAINS = {"films", "news", "products", "music", "books", "restaurants", "games", "travel"}
@@ -29,8 +30,10 @@ MAX_JACCARD_HELD_OUT = 0.4
 MAX_JACCARD_WISHES = 0.5
 MAX_JACCARD_TEMPLATES = 0.5
 
-CLAUSED = ("intents_train", "intents_heldout")
+HELD_OUT = ("intents_heldout", "intents_heldout2")
+CLAUSED = ("intents_train", *HELD_OUT)
 each_file = pytest.mark.parametrize("name", COLUMNS)
+each_held_out = pytest.mark.parametrize("name", HELD_OUT)
 each_claused = pytest.mark.parametrize("name", CLAUSED)
 
 
@@ -40,6 +43,7 @@ def read(name):
 
 
 ROWS = {name: read(name) for name in COLUMNS}
+FRAMES = (CORPORA / "intent_frames.txt").read_text(encoding="utf-8").splitlines()
 TEXTS = {name: [row["text"] for row in rows] for name, rows in ROWS.items()}
 
 
@@ -131,25 +135,47 @@ def test_intents_and_domains_are_spread(name):
     domains = Counter(row["domain"] for row in rows)
     assert set(domains) == DOMAINS
     assert min(domains.values()) >= 0.05 * len(rows)
-    assert max(domains.values()) <= 0.4 * len(rows)
+    assert max(domains.values()) <= 0.55 * len(rows)
     styles = Counter(row["style"] for row in rows)
     assert min(styles.values()) >= 25
     assert all(re.fullmatch(r"[a-z]+(-[a-z]+)?", style) for style in styles)
 
 
 def test_styles_of_training_and_heldout_are_disjoint():
-    train, held_out = ({row["style"] for row in ROWS[name]} for name in CLAUSED)
-    assert not train & held_out
+    train, *held_out = ({row["style"] for row in ROWS[name]} for name in CLAUSED)
+    assert not train & set.union(*held_out) and not set.intersection(*held_out)
 
 
-def test_held_out_compounds():
-    assert sum(len(clauses(row)) > 1 for row in ROWS["intents_heldout"]) >= MIN_HELD_OUT_COMPOUNDS
+@each_held_out
+def test_held_out_compounds(name):
+    assert sum(len(clauses(row)) > 1 for row in ROWS[name]) >= MIN_HELD_OUT_COMPOUNDS
 
 
-def test_heldout_shares_at_most_half_its_words_with_a_training_text():
-    jaccard, share = most_shared(TEXTS["intents_heldout"], TEXTS["intents_train"])
+@each_held_out
+def test_heldout_shares_at_most_half_its_words_with_a_training_text(name):
+    jaccard, share = most_shared(TEXTS[name], TEXTS["intents_train"])
     assert jaccard.max() <= MAX_JACCARD_HELD_OUT
     assert share.max() <= 0.5
+
+
+def test_frames():
+    """Slots alone in braces, of both intents alike, and none twice."""
+    assert len(FRAMES) >= 800 and len(set(FRAMES)) == len(FRAMES)
+    slots = [re.findall(r"\{[^}]*\}", frame) for frame in FRAMES]
+    assert all(slots) and {slot for own in slots for slot in own} == {"{+}", "{-}", "{+s}", "{-s}"}
+    wanted = [sum("+" in slot for slot in own) / len(own) for own in slots]
+    assert 0.4 <= np.mean(wanted) <= 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"), [("intents_heldout", MAX_JACCARD_HELD_OUT), ("intents_heldout2", MAX_JACCARD_HELD_OUT), ("category_wishes", MAX_JACCARD_WISHES)]
+)
+def test_frames_are_apart_from_what_evaluates(name, bound):
+    bare = [re.sub(r"\{[^}]*\}", " ", frame) for frame in FRAMES]
+    jaccard, share = most_shared(TEXTS[name], bare)
+    assert jaccard.max() <= bound + 1e-6
+    assert share.max() <= 0.5 or name not in HELD_OUT
+    assert too_close(bare, templates(["eval"]), MAX_JACCARD_TEMPLATES) == []
 
 
 def test_category_wishes():
@@ -175,7 +201,7 @@ def test_category_wishes_are_apart_from_training_texts():
     wishes = TEXTS["category_wishes"]
     assert too_close(wishes, TEXTS["intents_train"] + templates(["train", "eval"]), MAX_JACCARD_WISHES) == []
     assert too_close(wishes, film_texts, MAX_JACCARD_WISHES) == []
-    assert too_close(wishes, TEXTS["intents_heldout"], MAX_JACCARD_WISHES) == []
+    assert too_close(wishes, TEXTS["intents_heldout"] + TEXTS["intents_heldout2"], MAX_JACCARD_WISHES) == []
 
 
 def test_wishes_that_choose_are_apart_from_those_that_evaluate():

@@ -11,7 +11,7 @@ import pytest
 
 from recbole_dpr import load, parse_prompt
 from recbole_dpr.errors import UserError
-from recbole_dpr.prompts.intent import Clause
+from recbole_dpr.prompts.intent import Clause, router
 from recbole_dpr.serving import recommender
 
 HISTORY = ["i3", "i14", "i15"]
@@ -150,6 +150,41 @@ def test_new_users(rec):
     assert rec.recommend(prompt=TWO).items != rec.recommend().items
 
 
+# --- routers
+
+
+def test_the_router_of_the_run_is_used_unless_another_is_named(tiny_model, tmp_path):
+    """Of `I can't get enough of westerns` the cues see a negation, the tagger what is meant."""
+    text, folder = "I can't get enough of westerns", shutil.copytree(tiny_model, tmp_path / "cues", ignore=shutil.ignore_patterns("checkpoints"))
+    description = json.loads((folder / "model.json").read_text())
+    assert description["config"]["intent_router"] == "tagger"
+    description["config"]["intent_router"] = "cues"
+    (folder / "model.json").write_text(json.dumps(description))
+    for loaded, name in ((load(tiny_model), "tagger"), (load(tiny_model, intent_router="cues"), "cues"), (load(folder), "cues")):
+        assert loaded.clauses(text) == router(name)(text)
+    assert router("tagger")(text) != router("cues")(text)
+
+
+def test_a_folder_of_an_older_version_takes_the_tagger(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "old", ignore=shutil.ignore_patterns("checkpoints"))
+    description = json.loads((folder / "model.json").read_text())
+    del description["config"]["intent_router"], description["config"]["intent_model"]
+    (folder / "model.json").write_text(json.dumps(description))
+    assert load(folder).clauses(TWO) == parse_prompt(TWO)
+
+
+def test_an_unknown_router(tiny_model):
+    with pytest.raises(UserError, match="intent_router=.*nli"):
+        load(tiny_model, intent_router="nly")
+
+
+def test_a_prompt_is_read_once(tiny_model, monkeypatch):
+    rec = load(tiny_model)
+    first = rec.recommend(HISTORY, "a prompt to read once, no horror")
+    monkeypatch.setattr("recbole_dpr.prompts.clause_tagger.Reader.__call__", lambda *_: pytest.fail("read again"))
+    assert rec.recommend(HISTORY, "a prompt to read once, no horror") == first
+
+
 # --- filters
 
 
@@ -248,7 +283,7 @@ def test_prompt_vectors_are_kept_in_memory(rec, monkeypatch):
 def test_the_memory_of_prompts_is_bounded(rec, monkeypatch):
     monkeypatch.setattr("recbole_dpr.serving.prompt_vectors._KEPT", 3)
     for n in range(9):
-        rec.recommend(HISTORY, f"number {n}")
+        rec.recommend(HISTORY, [Clause(f"number {n}", "positive")])
     assert list(rec._prompts._known) == ["number 6", "number 7", "number 8"]
 
 

@@ -62,6 +62,8 @@ def test_values_are_text_where_they_are_words_or_ids(tiny_model, capsys):
         (["MODEL", "--strength=much"], "strength='much'"),
         (["MODEL", "--promt=x"], "--prompt"),
         (["MODEL", "--prompt_encoder=/no/such"], "prompt_encoder"),
+        (["MODEL", "--intent_router=taggr"], "tagger"),
+        (["MODEL", "--intent_router=nli", "--intent_model=/no/such"], "intent_model"),
     ],
 )
 def test_wrong_arguments(tiny_model, capsys, arguments, said):

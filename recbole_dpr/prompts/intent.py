@@ -1,31 +1,17 @@
-"""Prompt text -> clauses with intents, by negation cues (English).
+"""Prompt text -> clauses with intents, by one of three routers (docs/router.md compares them). English.
 
-The paper routes whole prompts by zero-shot NLI. This splitter needs no model and is quick; its limits are in
-README.md.
+`tagger`: the default sentence encoder, fine-tuned to find clauses. `nli`: the paper's zero-shot classifier of whole
+prompts. `cues`: negation words, without a model.
 """
 
 import re
 from dataclasses import dataclass
+from threading import Lock
 
+from recbole_dpr.errors import unknown
 from recbole_dpr.prompts.templates import INTENTS, NEGATIVE, POSITIVE
 
-# a cue turns what follows it in its clause into something to avoid
-_CUES = re.compile(
-    r"\b(?:no more|no|not|without|avoid(?:ing)?|skip(?:ping)?|exclud(?:e|ing)|except(?: for)?|anything but|rather than|instead of|"
-    r"nothing|never|nobody|hates?|dislikes?|loathes?|detests?|refuses? to|omit|filter out|pass on|(?:sick|tired|bored) of|enough(?: of| with)?|less|fewer|spare me|leave out|stop(?: showing)?|other than|gone off|keep out|lost (?:all )?interest(?: in)?|"
-    r"(?:keep|stay|steer) (?:away|clear)(?: from| of)?|(?:do|does|did|would|could|can|should|is|are|was|am)n['’]?t|cannot|can['’]t)\b",
-    re.IGNORECASE,
-)
-# words that carry a cue along without being what is avoided
-_FILLERS = re.compile(
-    r"^(?:(?:i|we|me|us|you|to|want|wants|like|feel|in the mood|for|show|give|see|watch(?:ing)?|any(?:thing)?|more|of|with|please|"
-    r"have|recommend|too|that is|that has|thanks?)\b[\s,]*)+",
-    re.IGNORECASE,
-)
-_BREAKS = re.compile(r"\s*(?:[,;.!?]+(?:\s+|$)|\s[-–—]\s|\b(?:but|yet|however|though)\b)\s*", re.IGNORECASE)
-# a cue on both sides of what is avoided: "leave musicals out", "keep it away from me"
-_AROUND = re.compile(r"\b(?:leave|keep|take|rule|cut|hold|put)\s+(.+?)\s+(?:out|away|off|back|aside)\b.*", re.IGNORECASE)
-_BUT_CUE = re.compile(r"\banything but\b", re.IGNORECASE)
+NLI_MODEL = "facebook/bart-large-mnli"  # the paper's
 
 
 @dataclass(frozen=True)
@@ -47,38 +33,61 @@ class Clause:
 
 
 def parse_prompt(text):
-    """Split a prompt into clauses with intents; neighbours of one positive wish stay together.
+    """Split a prompt into clauses with intents, by the tagger. It reads English; other languages come out by chance.
 
     >>> [(c.text, c.intent) for c in parse_prompt("a comedy, but no romance")]
     [('a comedy', 'positive'), ('romance', 'negative')]
 
     Returns:
-        list of Clause, in the order of the text; empty for a text without words.
+        list of Clause, in the order of the text; empty for a text without any character.
     """
-    text = " ".join(str(text).split())
-    if not re.search(r"\w", text):
-        return [Clause(text, INTENTS[POSITIVE])] if text else []
-    pieces = _pieces(_BUT_CUE.sub("avoid", text))
-    clauses = []
-    for piece in pieces:
-        piece = _AROUND.sub(r"avoid \1", piece)
-        cue = _CUES.search(piece)
-        before = piece[: cue.start()].strip(" ,;.!?") if cue else piece
-        if cue is None or _content(before):
-            positive = before if cue else piece
-            if clauses and clauses[-1].intent == INTENTS[POSITIVE]:
-                positive = f"{clauses.pop().text}, {positive}"
-            clauses.append(Clause(positive, INTENTS[POSITIVE]))
-        if cue:
-            avoided = _FILLERS.sub("", piece[cue.end() :].strip()).strip(" ,;.!?") or piece.strip(" ,;.!?")
-            clauses.append(Clause(avoided, INTENTS[NEGATIVE]))
-    return clauses
+    return router("tagger")(text)
 
 
-def _pieces(text):
-    return [piece for piece in (p.strip(" ,;.!?") for p in _BREAKS.split(text)) if re.search(r"\w", piece)] or [text]
+def router(name, model=NLI_MODEL):
+    """A function as `parse_prompt`, loaded once per process; any number of threads may call it at once.
+
+    Args:
+        name: of `ROUTERS`; model: for `nli`, the folder or hub name of a model trained on natural language inference.
+
+    Raises:
+        UserError: an unknown name, or the model is not to be had.
+    """
+    if name not in ROUTERS:
+        raise unknown("intent_router=", name, list(ROUTERS))
+    with _LOADING:
+        key = (name, model if name == "nli" else None)
+        if key not in _LOADED:
+            _LOADED[key] = ROUTERS[name](model)
+        split = _LOADED[key]
+
+    def parse(text):
+        # half a surrogate pair, which JSON can bring, is text to Python and to no tokenizer
+        text = " ".join(str(text).encode("utf-8", "replace").decode("utf-8").split())
+        if not re.search(r"\w", text):
+            return [Clause(text, INTENTS[POSITIVE])] if text else []
+        return split(text)
+
+    return parse
 
 
-def _content(text):
-    """Whether what stands before a cue asks for something of its own ("a western without gunfights")."""
-    return bool(re.search(r"\w", _FILLERS.sub("", text)))
+def _tagger(model):
+    from recbole_dpr.prompts import clause_tagger
+
+    return clause_tagger.load()
+
+
+def _nli(model):
+    from recbole_dpr.prompts.nli import ZeroShot
+
+    return ZeroShot(model)
+
+
+def _cues(model):
+    from recbole_dpr.prompts import cues
+
+    return cues.split
+
+
+ROUTERS = {"tagger": _tagger, "nli": _nli, "cues": _cues}
+_LOADED, _LOADING = {}, Lock()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from html import escape
 
 from recbole_dpr.errors import UserError
-from recbole_dpr.prompts.intent import Clause, parse_prompt
+from recbole_dpr.prompts.intent import Clause
 from recbole_dpr.serving.recommender import MAX_PROMPT
 from recbole_dpr.serving.terminal import mark
 
@@ -47,9 +47,10 @@ class Conversation:
     said: tuple = ()
     wishes: tuple = ()
 
-    def add(self, text):
-        clauses = {clause.text.casefold(): clause for clause in (*self.wishes, *parse_prompt(text))}
-        return Conversation((*self.said, text.strip()), tuple(clauses.values()))
+    def add(self, text, clauses):
+        """With a text and what it asks for."""
+        wishes = {clause.text.casefold(): clause for clause in (*self.wishes, *clauses)}
+        return Conversation((*self.said, text.strip()), tuple(wishes.values()))
 
     def flip(self, wanted):
         """With the wishes at these places positive, the others negative."""
@@ -72,8 +73,8 @@ class Page:
         problem = ""
         if len(prompt) > MAX_PROMPT:
             problem = f"The prompt has {len(prompt):,} characters; {MAX_PROMPT:,} are the most."
-        elif parse_prompt(prompt):
-            conversation = conversation.add(prompt)
+        elif clauses := self.rec.clauses(prompt):
+            conversation = conversation.add(prompt, clauses)
         return conversation, self._lists(conversation, user, watched, strength, problem)
 
     def flip(self, wanted, conversation, user, watched, strength):

@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 from numbers import Real
 from pathlib import Path
@@ -22,7 +22,7 @@ from recbole_dpr.errors import UserError, unknown
 from recbole_dpr.model import promptable
 from recbole_dpr.model.backbones import ItemVocabulary
 from recbole_dpr.prompts.encoder import PromptEncoder
-from recbole_dpr.prompts.intent import Clause, parse_prompt
+from recbole_dpr.prompts.intent import NLI_MODEL, Clause, parse_prompt, router
 from recbole_dpr.serving import known_users
 from recbole_dpr.serving.prompt_vectors import PromptVectors
 from recbole_dpr.serving.user_tower import UserTower
@@ -30,6 +30,7 @@ from recbole_dpr.train.checkpoints import replacing
 
 FORMAT = 1  # of model.json
 MAX_PROMPT = 1000  # characters; the encoder reads 64 tokens of a clause
+_PROMPTS_KEPT = 10_000  # whose clauses stay in memory
 _AT_ONCE = 64  # requests answered together: larger batches leave the processor's cache
 
 
@@ -63,13 +64,14 @@ class Recommender:
     Args:
         model: Promptable, in eval mode. items: V external ids, titles: V titles, categories: V lists of names.
         encoder: PromptEncoder, the one the model was trained with. max_length: items of a history that count.
-        users: KnownUsers, or None.
+        users: KnownUsers, or None. parse: text -> clauses, a router of `prompts.intent`.
     """
 
-    def __init__(self, model, items, titles, categories, encoder, max_length, users=None):
+    def __init__(self, model, items, titles, categories, encoder, max_length, users=None, parse=parse_prompt):
         self.model, self.encoder, self.max_length = model.eval(), encoder, max_length
         self.items, self.titles, self.categories = list(items), list(titles), list(categories)
         self._users, self._tower, self._prompts = users, UserTower(model), PromptVectors(encoder, model.tagger)
+        self._parse = lru_cache(_PROMPTS_KEPT)(lambda text: tuple(parse(text)))
         self._index = {item: row for row, item in enumerate(self.items, start=1)}
         with torch.no_grad():
             self._vectors = model.item_vectors()[1:].contiguous()  # [V, d]
@@ -103,6 +105,20 @@ class Recommender:
     def category_names(self):
         """All categories, the most frequent first."""
         return [name for name, _ in Counter(chain.from_iterable(self.categories)).most_common()]
+
+    def clauses(self, prompt):
+        """The clauses of a prompt in any of its forms: free text, a list of `Clause`, or None.
+
+        Raises:
+            UserError: it is something else.
+        """
+        if prompt is None or isinstance(prompt, str):
+            if len(prompt or "") > MAX_PROMPT:
+                warnings.warn(f"a prompt of {len(prompt):,} characters is cut after {MAX_PROMPT:,}", stacklevel=2)
+            return list(self._parse((prompt or "")[:MAX_PROMPT]))
+        if isinstance(prompt, (list, tuple)) and all(isinstance(clause, Clause) for clause in prompt):
+            return list(prompt)
+        raise UserError(f"prompt={_shown(prompt)}: a text, None or a list of Clause is needed")
 
     # --- vectors, for any vector store
 
@@ -212,7 +228,7 @@ class Recommender:
         strength = list(strength) if isinstance(strength, (list, tuple, np.ndarray)) else [strength] * len(prompts)
         if len(strength) != len(prompts):
             raise UserError(f"{len(strength)} strengths and {len(prompts)} prompts: one number for all, or one for each prompt is needed")
-        clauses = [_clauses(prompt) for prompt in prompts]
+        clauses = [self.clauses(prompt) for prompt in prompts]
         return [(self._rows(h, "history"), c, _strengths(s, c)) for h, c, s in zip(histories, clauses, strength)]
 
     def _rows(self, items, name):
@@ -269,17 +285,6 @@ def _parts(requests):
         yield tuple(zip(*requests[start : start + _AT_ONCE]))
 
 
-def _clauses(prompt):
-    """The clauses of a prompt in any of its forms."""
-    if prompt is None or isinstance(prompt, str):
-        if len(prompt or "") > MAX_PROMPT:
-            warnings.warn(f"a prompt of {len(prompt):,} characters is cut after {MAX_PROMPT:,}", stacklevel=2)
-        return parse_prompt((prompt or "")[:MAX_PROMPT])
-    if isinstance(prompt, (list, tuple)) and all(isinstance(clause, Clause) for clause in prompt):
-        return list(prompt)
-    raise UserError(f"prompt={_shown(prompt)}: a text, None or a list of Clause is needed")
-
-
 def _strengths(strength, clauses):
     """One strength for each clause."""
     several = isinstance(strength, (list, tuple, np.ndarray))
@@ -327,15 +332,16 @@ def save(folder, model, config, sequences, encoder):
     known_users.save(folder, sequences)
 
 
-def load(folder, device="cpu", prompt_encoder=None):
+def load(folder, device="cpu", prompt_encoder=None, intent_router=None, intent_model=None):
     """A Recommender from the folder of a finished run; unpickles nothing and needs no dataset.
 
     Args:
         folder: the run's folder, with model.safetensors and model.json.
         prompt_encoder: where the sentence encoder now lies, if not under the name it was trained with.
+        intent_router, intent_model: what splits prompts into clauses (properties/dpr.yaml), if not what the run says.
 
     Raises:
-        UserError: a file is missing or damaged, or the encoder is not to be had.
+        UserError: a file is missing or damaged, or the encoder or the router is not to be had.
     """
     folder = Path(folder)
     try:
@@ -352,5 +358,8 @@ def load(folder, device="cpu", prompt_encoder=None):
     encoder = PromptEncoder(prompt_encoder or trained_with["name"], trained_with["precision"], config["prompt_cache_dir"], device)
     if encoder.dim != trained_with["size"]:
         raise UserError(f"prompt_encoder={encoder.name!r} gives vectors of size {encoder.dim}, the model in {folder} needs {trained_with['size']}: {trained_with['name']}")
+    parse = router(intent_router or config["intent_router"] or "tagger", intent_model or config["intent_model"] or NLI_MODEL)
     items, known = description["items"], known_users.read(folder, len(description["items"]) + 1)
-    return Recommender(model, items, description["titles"], description["categories"], encoder, config["MAX_ITEM_LIST_LENGTH"], known)
+    return Recommender(
+        model, items, description["titles"], description["categories"], encoder, config["MAX_ITEM_LIST_LENGTH"], known, parse
+    )
