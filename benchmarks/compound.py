@@ -32,7 +32,7 @@ from recbole_dpr.data.dataset import NO_ITEM, TEST, VALID
 from recbole_dpr.evaluation import methods
 from recbole_dpr.evaluation.evaluator import Evaluator
 from recbole_dpr.evaluation.queries import QuerySet, evaluated_positions, reachable
-from recbole_dpr.materials import item_years, prepare_queries, read_sequences
+from recbole_dpr.materials import prepare_queries, read_sequences
 from recbole_dpr.prompts.intent import parse_prompt
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
 from recbole_dpr.serving.recommender import load
@@ -319,8 +319,8 @@ def main(folder, settings):
     kept = read_yaml(folder / "config.yaml")
     config = make_config(kept.pop("model"), kept.pop("dataset"), (), {**kept, **settings})
     rec = load(folder, prompt_encoder=settings.get("prompt_encoder"))
-    sequences, dataset = read_sequences(config)
-    bank = prepare_queries(config, sequences, item_years(dataset, config["YEAR_FIELD"])).bank
+    sequences = read_sequences(config)
+    bank = prepare_queries(config, sequences).bank
     evaluator, categories = Evaluator(sequences, config), torch.from_numpy(sequences.categories)
     weights = None
     for part, title in ((VALID, "validation"), (TEST, "test")):

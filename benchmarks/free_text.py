@@ -108,7 +108,7 @@ def main(folder, settings):
     path, n_users = settings.pop("wishes", dataset_dir() / "prompts" / "category_wishes.tsv"), settings.pop("users", 1000)
     config = make_config(kept.pop("model"), kept.pop("dataset"), (), {**kept, **settings})
     rec = load(folder, prompt_encoder=settings.get("prompt_encoder"))
-    sequences, _ = read_sequences(config)
+    sequences = read_sequences(config)
     wishes = read_wishes(path, sequences.category_names)
     positions = evaluated_positions(sequences, "first", TEST)
     if len(positions) > n_users:

@@ -31,7 +31,7 @@ def test_shares(meant, share):
 def test_lists_are_what_is_served(tiny_model, clauses):
     rec, kept = load(tiny_model), read_yaml(tiny_model / "config.yaml")
     config = make_config(kept.pop("model"), kept.pop("dataset"), (), kept)
-    sequences, _ = read_sequences(config)
+    sequences = read_sequences(config)
     positions = evaluated_positions(sequences, "first", TEST)[:7]
     with torch.no_grad():
         lists = free_text.Lists(rec, Evaluator(sequences, config), positions)
