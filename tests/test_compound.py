@@ -64,6 +64,7 @@ def by_hand():
         category_names=tuple("abcd"),
         item_tokens=np.array([str(i) for i in range(6)]),
         titles=np.full(6, "", dtype=object),
+        years=np.full(6, "", dtype=object),
         user_tokens=np.array(["u"]),
     )
 
