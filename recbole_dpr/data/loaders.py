@@ -105,6 +105,16 @@ class PrefixBatch(PackedBatch):
         return 1
 
 
+# widths of batches are multiples of it: oneDNN makes and keeps a kernel for every shape of a bfloat16 product, and with all
+# widths a run spent more on that than on padding, and gigabytes
+_WIDTHS = 8
+
+
+def _wide(length, max_length):
+    """The width of a batch whose longest row has `length` items."""
+    return min(-(-length // _WIDTHS) * _WIDTHS, max_length)
+
+
 def _stretches(sequences, max_length):
     """The training part cut into stretches of at most `max_length` inputs of one user: starts and lengths, int64 [R] each."""
     start, end = sequences.bounds(TRAIN)
@@ -131,7 +141,7 @@ class PackedLoader:
     """
 
     def __init__(self, sequences, max_length, batch_size, seed, prompts=None):
-        self.sequences, self.batch_size = sequences, batch_size
+        self.sequences, self.max_length, self.batch_size = sequences, max_length, batch_size
         self._seed, self._prompts, self.epoch = np.atleast_1d(seed).tolist(), prompts, 0
         self.starts, self.lengths = _stretches(sequences, max_length)
         self._n_batches = len(self._cut(np.argsort(self.lengths)))
@@ -143,7 +153,7 @@ class PackedLoader:
         """Batches of consecutive rows of `order` with at most `batch_size` positions, padding included."""
         batches, batch, longest = [], [], 0
         for row, length in zip(order.tolist(), self.lengths[order].tolist()):
-            if batch and (len(batch) + 1) * max(longest, length) > self.batch_size:
+            if batch and (len(batch) + 1) * _wide(max(longest, length), self.max_length) > self.batch_size:
                 batches.append(np.array(batch))
                 batch, longest = [], 0
             batch.append(row)
@@ -159,7 +169,7 @@ class PackedLoader:
 
     def _batch(self, rows, rng):
         lengths = self.lengths[rows]
-        steps = np.arange(lengths.max())
+        steps = np.arange(_wide(lengths.max(), self.max_length))
         position = self.starts[rows][:, None] + steps  # [B, T] of the input; its target is the next one
         real = steps < lengths[:, None]
         item_seq = np.where(real, self.sequences.items[np.minimum(position, len(self.sequences.items) - 1)], 0)
@@ -210,6 +220,7 @@ class PrefixLoader:
     def _batch(self, position, rng):
         rows = np.arange(len(position))
         item_seq, lengths = self.sequences.histories(position, self.max_length)
+        item_seq = np.pad(item_seq, ((0, 0), (0, _wide(item_seq.shape[1], self.max_length) - item_seq.shape[1])))
         prompted = self._prompts.draw(rows, position, rng) if self._prompts else []
         item_seq, rows, targets, lengths = map(torch.from_numpy, (item_seq, rows, self.sequences.items[position], lengths))
         return PrefixBatch(item_seq, rows, targets, prompted, lengths)

@@ -19,7 +19,7 @@ from recbole_dpr.data.loaders import PackedBatch
 from recbole_dpr.errors import unknown
 from recbole_dpr.model.backbones import CausalGRU4Rec, CausalSASRec, MaskedBERT4Rec, sequential_models, wrapped
 from recbole_dpr.model.fusion import N_INTENTS, FusionBlock, ItemSideWeights, Projector, TwoExpertTower
-from recbole_dpr.model.losses import TextScores, softmax_cross_entropy
+from recbole_dpr.model.losses import TextScores, in_few_shapes, softmax_cross_entropy
 from recbole_dpr.precision import compute_dtype
 from recbole_dpr.prompts.bank import NO_PROMPT
 from recbole_dpr.prompts.description import DescriptionTagger
@@ -320,7 +320,7 @@ class Promptable:
             weight: [N]; prompts: [U, D], the distinct ones; row: int64 [N] into it; part: PromptedTargets.
         """
         low, text = self.softmax_dtype, self.item_text
-        fit = prompts.to(low) @ text.vectors.to(low).T + text.offsets.to(low)
+        fit = in_few_shapes(prompts.to(low)) @ text.vectors.to(low).T + text.offsets.to(low)
         quoting = part.own_phrase != NO_PROMPT
         left, offset = text.without(part.own_item, self.prompt_vectors[part.own_phrase.clamp(min=0)])
         own_fit = (prompts[row] * left).sum(1) + offset

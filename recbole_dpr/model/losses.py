@@ -10,6 +10,12 @@ import torch
 _SMALLEST = 1e-38  # a probability below it counts as this
 # rows whose scores over all items are in memory at once, and the most scores; measured best of 64 … 1024 rows on two cores
 _CHUNK, _CHUNK_SCORES = 512, 2**22
+_ROWS = 64  # what is multiplied in low precision has a multiple of them
+
+
+def in_few_shapes(x):
+    """[n, d] with rows of zeros behind: oneDNN makes and keeps a kernel for every shape of a product (see data.loaders)."""
+    return torch.nn.functional.pad(x, (0, 0, 0, -len(x) % _ROWS))
 
 
 @dataclass
@@ -21,7 +27,7 @@ class TextScores:
 
     Attributes:
         weight: float [N], gets a gradient.
-        fit: [U, V] of the type of the products; row: int64 [N], each row's prompt among the U.
+        fit: [U or more, V] of the type of the products; row: int64 [N], each row's prompt among the U.
         own_item, own_fit: int64 [N], float [N]: the one item whose fit is another.
     """
 
@@ -69,15 +75,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         target = targets.clamp(min=0)
         total = state.new_zeros((), dtype=torch.float64)
         scaled, item_low = state / temperature, item.to(dtype)
-        scaled_low = scaled.to(dtype)
+        scaled_low = in_few_shapes(scaled.to(dtype))
         # reused by all chunks: fresh memory for each costs as much as some of what is computed in it
         chunk = min(_CHUNK, max(128, _CHUNK_SCORES // len(item)))
-        buffer = torch.empty(min(chunk, n_rows), len(item), dtype=dtype, device=state.device)
+        buffer = torch.empty(min(chunk, len(scaled_low)), len(item), dtype=dtype, device=state.device)
         fit_buffer = None if text is None else torch.empty_like(buffer)
         for start in range(0, n_rows, chunk):
             part = slice(start, start + chunk)
-            chosen = buffer[: len(state[part])]
-            torch.mm(scaled_low[part], item_low.T, out=chosen)  # [n, V]
+            real = len(state[part])
+            padded = buffer[: len(scaled_low[part])]
+            torch.mm(scaled_low[part], item_low.T, out=padded)  # [n, V]
+            chosen = padded[:real]
             if text is not None:
                 fit = torch.index_select(text.fit, 0, text.row[part], out=fit_buffer[: len(chosen)])
                 fit.scatter_(1, text.own_item[part][:, None], text.own_fit[part][:, None].to(dtype))
@@ -88,8 +96,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if text is not None:
                 grad_weight[part] = torch.linalg.vecdot(chosen, fit) - (share[part] * fit.gather(1, target[part])).sum(1)
             # the gradient of the scores is `chosen` less the targets' shares, which are seen to after the loop
-            grad_state[part] = chosen @ item_low
-            grad_item += chosen.T @ scaled_low[part]
+            grad_state[part] = (padded @ item_low)[:real]
+            grad_item += padded.T @ scaled_low[part]
         grad_state -= (share[:, :, None] * item[target]).sum(1)
         grad_item.index_add_(0, target.reshape(-1), (share[:, :, None] * -scaled[:, None]).reshape(-1, state.shape[1]))
         scale = 1.0 / max(1, n_rows)

@@ -1,6 +1,8 @@
 """One stage of training on RecBole's Trainer: its loop and early stopping, our batches and checkpoints."""
 
+import ctypes
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +122,7 @@ class StageTrainer(Trainer):
         return total.item() / max(1, steps)
 
     def _valid_epoch(self, valid_data, show_progress=False):
+        _trim_heap()
         self.last_result = valid_data()
         return self.last_result["score"], self.last_result
 
@@ -162,3 +165,14 @@ class StageTrainer(Trainer):
         self.history, self.finished = state["history"], state["finished"]
         self.model.load_state_dict(state["state_dict"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _trim_heap():
+    """Give freed memory back to the system.
+
+    Batches of changing shapes leave glibc's heap in pieces: without this a run of BERT4Rec on ml-100k grew to 9 GB.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim:
+            trim(0)
