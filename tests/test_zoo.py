@@ -19,7 +19,7 @@ from recbole_dpr.errors import UserError  # noqa: E402
 from recbole_dpr.evaluation.evaluator import Evaluator, PromptedQueries  # noqa: E402
 from recbole_dpr.evaluation.queries import PROTOCOL_KEYS, build_queries  # noqa: E402
 from recbole_dpr.materials import prepare_queries, read_dataset  # noqa: E402
-from recbole_dpr.zoo import RecBoleModel, _measured, dataset_class  # noqa: E402
+from recbole_dpr.zoo import RecBoleModel, dataset_class  # noqa: E402
 
 SEQUENTIAL = ("SASRec", "GRU4Rec", "BERT4Rec", "NARM", "Caser")
 GENERAL = ("Pop", "BPR", "ItemKNN", "EASE", "LightGCN")
@@ -109,7 +109,7 @@ def test_prompt_kinds_share_rankings_and_keep_their_own_queries(data, tmp_path):
     test = prepare_queries(config, sequences).test
     some = np.arange(0, len(test[1]), 3)
     some = PromptedQueries(test[1].queries.take(some), "tag", test[1].prompt[some], test[1].own_phrase[some])
-    whole, part = _measured("SASRec", zoo_model, evaluator, [test[1], some])
+    whole, part = evaluator.rows("SASRec", zoo_model, [test[1], some])
     assert (whole["queries"], part["queries"]) == (len(test[1]), len(some))
     assert part["metrics"] == pytest.approx(evaluator.mean(some, zoo_model.score))
     assert part["metrics"] != whole["metrics"] == pytest.approx(evaluator.mean(test[1], zoo_model.score))
