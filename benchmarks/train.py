@@ -12,7 +12,7 @@ its inner size is d) needs an environment of its own: `python -m venv rt && rt/b
 --rectools_python=rt/bin/python.
 
 With --stages: seconds of an epoch of stages 2 and 3 against one of stage 1. Training goes on from RUN_FOLDER's settings, or
-from the defaults of the model; prompts are random vectors, which cost the same.
+from the defaults of the model; prompts are embedded as in a run (a few minutes, the first time).
 """
 
 import json
@@ -33,11 +33,12 @@ from recbole_dpr.cli import parse_settings
 from recbole_dpr.config import make_config
 from recbole_dpr.data.dataset import TRAIN, build_sequences
 from recbole_dpr.data.loaders import TrainingPrompts
-from recbole_dpr.materials import prepare_queries, read_dataset, read_sequences
+from recbole_dpr.materials import prepare_prompts, read_dataset, read_sequences
 from recbole_dpr.model import promptable
 from recbole_dpr.model.backbones import ItemVocabulary
 from recbole_dpr.precision import compute_dtype
-from recbole_dpr.prompts.item_text import MeanText
+from recbole_dpr.prompts.item_text import LikelihoodText
+from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
 from recbole_dpr.run import machine, versions
 from recbole_dpr.train.trainer import StageTrainer
 from recbole_dpr.yamlfile import read_yaml
@@ -48,7 +49,6 @@ _SIZES = {
 }
 _POSITIONS, _PREFIX_ROWS = 6400, 2048  # of a batch: ours and RecTools', RecBole's
 _WARM_UP = 3  # steps; one where a step is a whole second
-_PROMPT_SIZE = 384  # of the default encoder's vectors
 
 
 class Timed:
@@ -223,15 +223,15 @@ def _cost(sequences, config, found, rate):
 
 def stages(folder, model, length, rounds, limit, settings):
     kept = read_yaml(Path(folder) / "config.yaml") if folder else {"model": f"DPR_{model}", "dataset": settings["dataset"], **_SIZES[model], "MAX_ITEM_LIST_LENGTH": length}
-    config = make_config(kept.pop("model"), kept.pop("dataset"), (), {**kept, **_without(settings), "read_prompts": False})
+    config = make_config(kept.pop("model"), kept.pop("dataset"), (), {**kept, **_without(settings)})
     sequences = read_sequences(config)
-    bank = prepare_queries(config, sequences).bank
-    model = _untrained(config, sequences, _PROMPT_SIZE)
-    bank.vectors = bank.asked = torch.nn.functional.normalize(torch.randn(len(bank.all_texts), config["prompt_size"]), dim=1)
-    reader = torch.zeros(config["prompt_size"], config["n_categories"] + 1), torch.zeros(config["n_categories"] + 1)
+    materials, _ = prepare_prompts(config, sequences, show_progress=True)
+    bank = materials.bank
+    model = _untrained(config, sequences, bank.vectors.shape[1])
     if model.item_weights is not None:
-        model.attach_items(MeanText(bank, config["device"]), torch.from_numpy(sequences.categories), [reader, reader])
-    model.attach_prompts(bank.asked)
+        readers = [bank.category_reader(intent) for intent in (POSITIVE, NEGATIVE)]
+        model.attach_items(LikelihoodText(bank, config["device"]), torch.from_numpy(sequences.categories), readers)
+    model.attach_prompts(bank.asked, None, materials.tagger)
     model.start_prompting()
     rows, results = [], {number: [] for number in (1, 2, 3)}
     with tempfile.TemporaryDirectory() as scratch:

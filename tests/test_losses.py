@@ -40,6 +40,17 @@ def test_equals_plain_with_text_and_many_targets(n):
         torch.testing.assert_close(a, 3 * b)
 
 
+@pytest.mark.parametrize("n_texts", [1, 512, 600, 699])
+def test_text_of_the_first_rows_alone(n_texts):
+    """The others are as with a weight of 0."""
+    state, item, weight, text, targets = inputs(700)
+    expected = plain(state, item, weight * (torch.arange(700) < n_texts), text, targets, 0.7)
+    fit, *by_row = text
+    loss = losses.softmax_cross_entropy(state, item, targets, 0.7, losses.TextScores(weight[:n_texts], fit, *(x[:n_texts] for x in by_row)))
+    for a, b in zip(torch.autograd.grad(loss, [state, item, weight]), torch.autograd.grad(expected, [state, item, weight])):
+        torch.testing.assert_close(a, b)
+
+
 def test_equals_torch_cross_entropy_without_text():
     state, item, *_ = inputs(300)
     target = torch.randint(0, V, (300,))

@@ -45,8 +45,8 @@ def build(data, **keys):
         config[key] = value
     for parameter in model.fusion_parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    vectors = torch.nn.functional.normalize(torch.randn(P, D), dim=1)
     phrases = np.arange(3 * sequences.n_items).reshape(-1, 3)
+    vectors = torch.nn.functional.normalize(torch.randn(max(P, phrases.size), D), dim=1)
     phrases[0] = NO_PROMPT
     bank = SimpleNamespace(phrase=phrases, about=phrases[:, 0], vectors=torch.randn(phrases.size, D))
     if model.item_weights is not None:
@@ -123,7 +123,7 @@ def prompts_of(sequences, intent, n=50, k=3):
     torch.manual_seed(3)
     targets = torch.randint(1, sequences.n_items, (n, k))
     targets[::2, 1:] = NO_ITEM
-    phrase = torch.randint(0, P, (n,))
+    phrase = torch.randint(0, 3, (n,))
     phrase[::3] = NO_PROMPT
     return PromptedTargets(
         intent, torch.randint(0, 120, (n,)), targets, torch.randint(0, P, (n,)), torch.randint(1, sequences.n_items, (n,)), phrase
@@ -139,15 +139,16 @@ def test_prompted_loss_is_the_plain_softmax(data, intent, item_text):
     part = prompts_of(sequences, intent)
     state = torch.randn(120, 16)
     with torch.no_grad():
-        found = model._prompted_loss(state[part.rows], model.item_embedding.weight, part)
+        found = model._prompted_loss(state, model.item_embedding.weight, part)
         vectors = model.prompted_vectors(state[part.rows], state[part.rows], model.prompt_vectors[part.prompt], part.intent)
         fused, side = vectors[:, 16:32], vectors[:, 32:]  # behind the unprompted stretch
         losses = []
         for n in range(len(part.rows)):
             items = model.item_side.clone()
             if item_text and part.own_phrase[n] != NO_PROMPT:
-                left = model.item_text.without(part.own_item[n : n + 1], model.prompt_vectors[part.own_phrase[n : n + 1]])
-                items[part.own_item[n], : D + 1] = torch.cat([left[0][0], left[1]])
+                item = part.own_item[n]
+                left = model.item_text.without(item[None], model.prompt_vectors[model.item_text.phrases[item, part.own_phrase[n]]][None])
+                items[item, : D + 1] = torch.cat([left[0][0], left[1]])
             log_p = ((fused[n] @ model.item_embedding.weight.T + side[n] @ items.T) / 0.5).log_softmax(0)
             targets = part.targets[n][part.targets[n] != NO_ITEM]
             losses.append(-log_p[targets].mean())
@@ -240,7 +241,7 @@ def test_token_keys_run_and_matter(data):
     for row, p in enumerate((3, 8)):
         torch.testing.assert_close(keys[row][~padding[row]], flat[offsets[p] : offsets[p + 1]].float())
     part = prompts_of(data[1], POSITIVE)
-    loss = model._prompted_loss(torch.randn(120, 16)[part.rows], model.item_embedding.weight, part)
+    loss = model._prompted_loss(torch.randn(120, 16), model.item_embedding.weight, part)
     loss.backward()
     assert model.tower.experts[0].attention.in_proj_weight.grad[:16].abs().max() > 0  # the query now has a say
 

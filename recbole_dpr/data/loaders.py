@@ -38,7 +38,7 @@ class PromptedTargets(_Tensors):
         targets: int64 [N, K], padded with `NO_ITEM`.
         prompt: int64 [N] rows of the prompt table.
         own_item: int64 [N]: the item that the prompt was written of, or 0.
-        own_phrase: int64 [N]: row of the phrase of that item to leave out of its side, or `NO_PROMPT`.
+        own_phrase: int64 [N]: which phrase of that item (column of `PromptBank.phrase`) the prompt repeats, or `NO_PROMPT`.
         weight: of the mean over these rows in the loss: 1, or in a part of a batch the share of its rows.
     """
 
@@ -49,6 +49,11 @@ class PromptedTargets(_Tensors):
     own_item: torch.Tensor
     own_phrase: torch.Tensor
     weight: float = field(default=1.0, kw_only=True)
+
+    def take(self, order):
+        """The rows in another order, int64 [N]."""
+        by_row = ("rows", "targets", "prompt", "own_item", "own_phrase")
+        return replace(self, **{name: getattr(self, name)[order] for name in by_row})
 
 
 @dataclass
@@ -274,7 +279,7 @@ class TrainingPrompts:
         """A prompt for each target, of a kind drawn by the shares; where an item has none of it, of its category.
 
         Returns:
-            rows of the prompt table, and rows of the item's phrase that the prompt repeats (or NO_PROMPT).
+            rows of the prompt table, and which of the item's phrases the prompt repeats (or NO_PROMPT).
         """
         n, bank = len(item), self.bank
         kind = rng.choice(len(self.kinds), size=n, p=self.shares)
@@ -287,9 +292,9 @@ class TrainingPrompts:
             if name == "category":
                 continue
             if name == "wish" and intent == POSITIVE:
-                rows, own = bank.wish[item, wish], bank.wish[item, wish]
+                rows, own = bank.wish[item, wish], bank.tag[intent].shape[1] + wish  # behind the tags
             else:  # wishes are all positive: a negative prompt of this share is a tag
-                rows, own = bank.tag[intent][item, tag, form], bank.phrase[item, tag]
+                rows, own = bank.tag[intent][item, tag, form], tag
             use = (kind == number) & (rows != NO_PROMPT)
             prompt, phrase = np.where(use, rows, prompt), np.where(use, own, phrase)
         return prompt, phrase

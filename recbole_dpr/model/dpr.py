@@ -19,6 +19,7 @@ from recbole_dpr.data.loaders import PackedBatch
 from recbole_dpr.errors import unknown
 from recbole_dpr.model.backbones import CausalGRU4Rec, CausalSASRec, MaskedBERT4Rec, sequential_models, wrapped
 from recbole_dpr.model.fusion import N_INTENTS, FusionBlock, ItemSideWeights, Projector, TwoExpertTower
+from recbole_dpr.model.kept_rows import KeptRows
 from recbole_dpr.model.losses import TextScores, in_few_shapes, softmax_cross_entropy
 from recbole_dpr.precision import compute_dtype
 from recbole_dpr.prompts.bank import NO_PROMPT
@@ -29,6 +30,7 @@ PROMPT, INTENT = "prompt_id", "prompt_intent"  # fields of a RecBole Interaction
 # of `Promptable.meant`, chosen on dataset/prompts/category_wishes_dev.tsv
 _MEANT_FROM, _MEANT_SLOPE = 0.12, 30.0
 _TINY = 1e-12
+_KEPT_BYTES = 2**28  # of each of the two tables that training keeps of the items' text
 
 
 class Promptable:
@@ -106,6 +108,10 @@ class Promptable:
         """
         self.prompt_vectors = vectors.to(self.item_embedding.weight.device)
         self.prompt_tokens = tokens
+        if self.item_text is not None:
+            low = self.softmax_dtype.itemsize
+            self.text_fits = KeptRows(len(vectors), self._text_fits, _KEPT_BYTES // (low * self.n_items))
+            self.own_text = KeptRows(self.item_text.phrases.numel(), self._own_text, _KEPT_BYTES // (4 * vectors.shape[1]))
         if self.tagger is not None:
             self.tagger.load_state_dict(tagger.state_dict())
 
@@ -162,7 +168,7 @@ class Promptable:
         """Which category prompts name: [N, C + 1] probabilities, the last of none; None in the paper's form."""
         if self.item_weights is None:
             return None
-        return _by_intent(nn.functional.pad(prompt, (0, 1), value=1.0), self.category_reader, intent).softmax(dim=-1)
+        return _by_intent(prompt, self.category_reader, intent).softmax(dim=-1)
 
     def meant(self, prompt):
         """Which categories prompts mean, named or not: [N, C] probabilities, each on its own.
@@ -171,7 +177,7 @@ class Promptable:
         likelihoods of `LikelihoodText` a log-likelihood ratio, here in units of its gradient, so that a prompt of norm 1
         moves every category's alike.
         """
-        fit = nn.functional.pad(prompt, (0, 1), value=1.0) @ self.category_text
+        fit = _affine(prompt, self.category_text)
         return torch.sigmoid(_MEANT_SLOPE * (fit - _MEANT_FROM))
 
     def heard(self, prompt, intent):
@@ -265,7 +271,7 @@ class Promptable:
             losses.append(weights["seq"] * interaction.weight * loss)
         for part, name in zip(interaction.prompted, ("pos", "neg")):
             if weights[name] and len(part.rows):
-                losses.append(weights[name] * part.weight * self._prompted_loss(states[part.rows], items, part))
+                losses.append(weights[name] * part.weight * self._prompted_loss(states, items, part))
         return tuple(losses)
 
     def implicit_loss(self, batch):
@@ -291,41 +297,62 @@ class Promptable:
         finally:
             self.train(training)
 
-    def _prompted_loss(self, state, items, part):
-        distinct, row = torch.unique(part.prompt, return_inverse=True)
-        distinct = self.prompt_vectors[distinct]
-        named = self.named(distinct, part.intent)
-        named = None if named is None else named[row]
-        prompt, tokens = distinct[row], self.tokens_of(part.prompt)
+    def _prompted_loss(self, states, items, part):
+        """Mean loss of PromptedTargets; states: [B * T, k], items: [V, k]."""
+        named, n_texts = self.named(self.prompt_vectors[part.prompt], part.intent), 0
+        if named is not None:  # first those that do not name a category: the text of the others weighs less than rounding
+            silent = named[:, -1] < torch.finfo(self.softmax_dtype).eps / 8
+            order, n_texts = torch.argsort(silent, stable=True), len(silent) - int(silent.sum())
+            part, named = part.take(order), in_few_shapes(named[order])
+        rows = in_few_shapes(part.prompt)
+        exact, tokens = self.prompt_vectors[rows], self.tokens_of(rows)
+        prompt = exact
         if self.training and self.prompt_noise:
             scale = self.prompt_noise / prompt.shape[1] ** 0.5
             prompt = prompt + scale * torch.randn_like(prompt)
             if tokens:
                 tokens = tokens[0] + scale * torch.randn_like(tokens[0]), tokens[1]
-        fused, weights = self.fuse(state, prompt, named, part.intent, tokens)
-        text = None
+        with self.low_precision():
+            fused, weights = self.fuse(in_few_shapes(states[part.rows]), prompt, named, part.intent, tokens)
+        real, text = slice(len(part.rows)), None
+        fused = fused[real]
         if weights is not None:
-            text = self._text_scores(weights[:, 0], distinct, row, part)
+            weights = weights[real]
+            text = self._text_scores(weights[:n_texts, 0], exact, part) if n_texts else None
             fused = torch.cat([fused, weights[:, 1:]], dim=1)
             items = torch.cat([items, self.item_side[:, self.text_size + 1 :]], dim=1)
         return softmax_cross_entropy(fused, items, part.targets, self.prompt_temperature, text, self.softmax_dtype)
 
-    def _text_scores(self, weight, prompts, row, part):
+    def _text_scores(self, weight, prompt, part):
         """The text side of a batch, where the item that a prompt quotes is met without that very phrase.
 
         Otherwise the model learns to trust an exact match that no real request gives it. There is no noise here:
         nothing is learned of the fit that could be memorised.
 
         Args:
-            weight: [N]; prompts: [U, D], the distinct ones; row: int64 [N] into it; part: PromptedTargets.
+            weight: [M]; prompt: [M or more, D], without noise; part: PromptedTargets, of which the first M have text.
         """
-        low, text = self.softmax_dtype, self.item_text
-        fit = in_few_shapes(prompts.to(low)) @ text.vectors.to(low).T + text.offsets.to(low)
-        quoting = part.own_phrase != NO_PROMPT
-        left, offset = text.without(part.own_item, self.prompt_vectors[part.own_phrase.clamp(min=0)])
-        own_fit = (prompts[row] * left).sum(1) + offset
         # row 0 is the padding, whose text is 0
-        return TextScores(weight, fit, row, part.own_item * quoting, own_fit * quoting)
+        own_item, own_fit = weight.new_zeros(len(weight), dtype=torch.int64), torch.zeros_like(weight)
+        quoting = torch.nonzero(part.own_phrase[: len(weight)] != NO_PROMPT).squeeze(1)
+        if len(quoting):
+            own_item[quoting] = part.own_item[quoting]
+            table, place = self.own_text(own_item[quoting] * self.item_text.phrases.shape[1] + part.own_phrase[quoting])
+            left = table[place]
+            own_fit[quoting] = (prompt[quoting] * left[:, :-1]).sum(1) + left[:, -1]
+        return TextScores(weight, *self.text_fits(part.prompt[: len(weight)]), own_item, own_fit)
+
+    def _text_fits(self, prompt):
+        """How well prompts fit the text of all items: rows int64 [n] of the prompt table -> [n, V]."""
+        low, text = self.softmax_dtype, self.item_text
+        fit = in_few_shapes(self.prompt_vectors[prompt].to(low)) @ text.vectors.to(low).T
+        return fit[: len(prompt)] + text.offsets.to(low)
+
+    def _own_text(self, quoted):
+        """The text side of items without one of their phrases, offset last: places int64 [n] in [V, K] flattened -> [n, D + 1]."""
+        item, number = quoted // self.item_text.phrases.shape[1], quoted % self.item_text.phrases.shape[1]
+        left, offset = self.item_text.without(item, self.prompt_vectors[self.item_text.phrases[item, number]])
+        return torch.cat([left, offset[:, None]], dim=1)
 
     def _vectors_for(self, interaction):
         """Retrieval vectors of an Interaction, [B, R]."""
@@ -344,11 +371,16 @@ class Promptable:
         return self._vectors_for(interaction) @ self.item_vectors().T
 
 
+def _affine(prompt, weights):
+    """[N, k]: prompts [N, D] through weights [D + 1, k], whose last row is the bias."""
+    return torch.addmm(weights[-1], prompt, weights[:-1])
+
+
 def _by_intent(prompt, maps, intent):
-    """[N, k]: prompts [N, D] through the map of their intent; maps [2, D, k], intent an int or int64 [N]."""
+    """[N, k]: prompts [N, D] through the map of their intent; maps [2, D + 1, k] as for `_affine`, intent an int or int64 [N]."""
     if isinstance(intent, int):
-        return prompt @ maps[intent]
-    return torch.where(intent[:, None] == 0, prompt @ maps[0], prompt @ maps[1])
+        return _affine(prompt, maps[intent])
+    return torch.where(intent[:, None] == 0, _affine(prompt, maps[0]), _affine(prompt, maps[1]))
 
 
 class DPR_SASRec(Promptable, CausalSASRec):

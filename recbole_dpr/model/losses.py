@@ -8,27 +8,32 @@ from dataclasses import dataclass
 import torch
 
 _SMALLEST = 1e-38  # a probability below it counts as this
-# rows whose scores over all items are in memory at once, and the most scores; measured best of 64 … 1024 rows on two cores
-_CHUNK, _CHUNK_SCORES = 512, 2**22
-_ROWS = 64  # what is multiplied in low precision has a multiple of them
+# rows whose scores over all items are in memory at once, and the most scores; measured best of 64 … 1024 rows
+_CHUNK, _CHUNK_SCORES = 1024, 2**22
+_ROWS, _COLUMNS = 64, 32  # what is multiplied in low precision has multiples of them
 
 
 def in_few_shapes(x):
-    """[n, d] with rows of zeros behind: oneDNN makes and keeps a kernel for every shape of a product (see data.loaders)."""
-    return torch.nn.functional.pad(x, (0, 0, 0, -len(x) % _ROWS))
+    """[n, …] with zeros behind: oneDNN makes and keeps a kernel for every shape of a product (see data.loaders)."""
+    return torch.cat([x, x.new_zeros(-len(x) % _ROWS, *x.shape[1:])])
+
+
+def _in_whole_tiles(x):
+    """[n, d] with columns of zeros behind: a product over 82 of them takes longer than one over 96."""
+    return torch.nn.functional.pad(x, (0, -x.shape[1] % _COLUMNS))
 
 
 @dataclass
 class TextScores:
     """What the items' text adds to the scores: weight_n x how well prompt n fits the item's text.
 
-    Prompts repeat in a batch, and nothing but the weight is learned, so the fit is computed once for each distinct
-    prompt, and its gradient not at all.
+    Prompts repeat, and nothing but the weight is learned, so the fit is computed once for each distinct prompt, and its
+    gradient not at all.
 
     Attributes:
-        weight: float [N], gets a gradient.
-        fit: [U or more, V] of the type of the products; row: int64 [N], each row's prompt among the U.
-        own_item, own_fit: int64 [N], float [N]: the one item whose fit is another.
+        weight: float [M], of the first M of N rows, gets a gradient; the others have no text.
+        fit: [U, V] of the type of the products; row: int64 [M], each row's prompt among the U.
+        own_item, own_fit: int64 [M], float [M]: the one item whose fit is another.
     """
 
     weight: torch.Tensor
@@ -68,16 +73,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, state, item, weight, text, targets, temperature, dtype):
         n_rows = len(state)
+        size = state.shape[1]
         grad_state, grad_item = torch.empty_like(state), torch.zeros_like(item)
         grad_weight = None if weight is None else torch.empty_like(weight)
         share = (targets >= 0).to(state.dtype)
         share = share / share.sum(1, keepdim=True)  # [N, K], rows sum to 1
         target = targets.clamp(min=0)
         total = state.new_zeros((), dtype=torch.float64)
-        scaled, item_low = state / temperature, item.to(dtype)
-        scaled_low = in_few_shapes(scaled.to(dtype))
+        scaled, item_low = state / temperature, _in_whole_tiles(item.to(dtype))
+        scaled_low = in_few_shapes(_in_whole_tiles(scaled.to(dtype)))
         # reused by all chunks: fresh memory for each costs as much as some of what is computed in it
-        chunk = min(_CHUNK, max(128, _CHUNK_SCORES // len(item)))
+        chunk = min(_CHUNK if text is None else _CHUNK // 2, max(128, _CHUNK_SCORES // len(item)))
         buffer = torch.empty(min(chunk, len(scaled_low)), len(item), dtype=dtype, device=state.device)
         fit_buffer = None if text is None else torch.empty_like(buffer)
         for start in range(0, n_rows, chunk):
@@ -86,18 +92,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             padded = buffer[: len(scaled_low[part])]
             torch.mm(scaled_low[part], item_low.T, out=padded)  # [n, V]
             chosen = padded[:real]
-            if text is not None:
-                fit = torch.index_select(text.fit, 0, text.row[part], out=fit_buffer[: len(chosen)])
-                fit.scatter_(1, text.own_item[part][:, None], text.own_fit[part][:, None].to(dtype))
-                chosen.addcmul_(fit, (weight[part][:, None] / temperature).to(dtype))
+            n_texts = 0 if text is None else len(weight[part])
+            if n_texts:
+                fit = torch.index_select(text.fit, 0, text.row[part], out=fit_buffer[:n_texts])
+                fit[torch.arange(n_texts, device=fit.device), text.own_item[part]] = text.own_fit[part].to(dtype)
+                chosen[:n_texts].addcmul_(fit, (weight[part][:, None] / temperature).to(dtype))
             torch.softmax(chosen, 1, out=chosen)
             at_targets = chosen.gather(1, target[part]).to(state.dtype)  # [n, K]
             total -= (share[part] * at_targets.clamp(min=_SMALLEST).log()).sum(dtype=torch.float64)
-            if text is not None:
-                grad_weight[part] = torch.linalg.vecdot(chosen, fit) - (share[part] * fit.gather(1, target[part])).sum(1)
+            if n_texts:
+                of_targets = (share[part][:n_texts] * fit.gather(1, target[part][:n_texts])).sum(1)
+                grad_weight[part] = fit.mul_(chosen[:n_texts]).sum(1) - of_targets
             # the gradient of the scores is `chosen` less the targets' shares, which are seen to after the loop
-            grad_state[part] = (padded @ item_low)[:real]
-            grad_item += padded.T @ scaled_low[part]
+            grad_state[part] = (padded @ item_low)[:real, :size]
+            grad_item += (padded.T @ scaled_low[part])[:, :size]
         grad_state -= (share[:, :, None] * item[target]).sum(1)
         grad_item.index_add_(0, target.reshape(-1), (share[:, :, None] * -scaled[:, None]).reshape(-1, state.shape[1]))
         scale = 1.0 / max(1, n_rows)

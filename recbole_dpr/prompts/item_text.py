@@ -20,14 +20,15 @@ class ItemText:
         bank: an embedded PromptBank; device: where the result lies.
 
     Attributes:
+        phrases: int64 [V, K] rows of the prompt table, or `NO_PROMPT`.
         vectors: float32 [V, D]; offsets: float32 [V]; both 0 for an item without text.
     """
 
     def __init__(self, bank, device="cpu"):
-        phrases, self._about = torch.from_numpy(self._phrases(bank)), _rows_of(bank.vectors, torch.from_numpy(bank.about))
-        self._count = (phrases != NO_PROMPT).sum(1)
-        self._sum = sum(_rows_of(bank.vectors, column) for column in phrases.T)
-        self._fit(bank.vectors, phrases)
+        self.phrases, self._about = torch.from_numpy(self._phrases(bank)), _rows_of(bank.vectors, torch.from_numpy(bank.about))
+        self._count = (self.phrases != NO_PROMPT).sum(1)
+        self._sum = sum(_rows_of(bank.vectors, column) for column in self.phrases.T)
+        self._fit(bank.vectors)
         self.vectors, self.offsets = self._side(slice(None), self._sum, self._count)
         for name, value in vars(self).items():
             setattr(self, name, value.to(device))
@@ -48,7 +49,7 @@ class ItemText:
         """int64 [V, K]: the phrases that count as known."""
         return bank.phrase
 
-    def _fit(self, prompts, phrases):
+    def _fit(self, prompts):
         """Find what `_side` needs; it is kept as tensors."""
 
     def _side(self, items, total, count):
@@ -93,14 +94,14 @@ class LikelihoodText(ItemText):
 
     _SHRINK_WITHIN, _SHRINK_BETWEEN = 0.6, 0.3
 
-    def _fit(self, prompts, phrases):
+    def _fit(self, prompts):
         several, told = self._count >= 2, self._about.any(dim=1)
         if several.any():
             count = self._count[several]
             self._mean = self._sum[several].sum(0) / count.sum()
             mean_of = self._sum / self._count.clamp(min=1)[:, None]
             within = torch.zeros(prompts.shape[1], prompts.shape[1], dtype=torch.float64)
-            for column in phrases.T:
+            for column in self.phrases.T:
                 here = several & (column != NO_PROMPT)
                 apart = (prompts[column[here]] - mean_of[here]).double()
                 within += apart.T @ apart

@@ -48,12 +48,16 @@ class StageTrainer(Trainer):
     def _build_optimizer(self, **kwargs):
         """Adam (or RecBole's `learner`) with a learning rate for the backbone and one for what DPR adds."""
         rate, model = self.settings["learning_rate"], self.model
-        if not self.trains_prompts:
-            return super()._build_optimizer(params=model.backbone_parameters(), learning_rate=rate)
-        groups = [{"params": model.fusion_parameters(), "lr": rate}]
-        if self.settings["backbone_learning_rate"]:
-            groups.append({"params": model.answering_parameters(), "lr": self.settings["backbone_learning_rate"]})
-        return super()._build_optimizer(params=groups, learning_rate=rate)
+        groups = [{"params": model.backbone_parameters(), "lr": rate}]
+        if self.trains_prompts:
+            groups = [{"params": model.fusion_parameters(), "lr": rate}]
+            if self.settings["backbone_learning_rate"]:
+                groups.append({"params": model.answering_parameters(), "lr": self.settings["backbone_learning_rate"]})
+        optimizer = super()._build_optimizer(params=groups, learning_rate=rate)
+        if type(optimizer) is not torch.optim.Adam:
+            return optimizer
+        kept = ("params", "lr", "weight_decay")
+        return torch.optim.Adam([{key: group[key] for key in kept} for group in optimizer.param_groups], fused=True)
 
     def _set_learning_rates(self, epoch):
         """Cosine decay towards 0 over the stage's epochs, or the constant rates of the settings."""
