@@ -4,8 +4,8 @@
     python benchmarks/evaluate.py --model=DPR_SASRec --dataset=ml-1m [--data_path=FOLDER] [--key=value …]
 
 RUN_FOLDER is a finished run of a DPR model; without one the model is untrained. Prompts are random vectors here, since
-embedding some hundred thousand of them takes longer than the rest and is cached: figures mean nothing, and the time does
-not depend on them. Memory is the process's peak, data and libraries included. Prints Markdown.
+embedding some hundred thousand of them takes longer than the rest and is cached: figures mean nothing. Each counts as read
+right, so that all sentences which ask for one tag ask for the same. Memory is the process's peak, data and libraries included. Prints Markdown.
 """
 
 import sys
@@ -14,15 +14,17 @@ from pathlib import Path
 
 import torch
 from tabulate import tabulate
-from torch.nn.functional import normalize
 
 from recbole_dpr.cli import parse_settings
 from recbole_dpr.config import make_config
 from recbole_dpr.evaluation import methods
+from recbole_dpr.data.dataset import TEST, VALID
 from recbole_dpr.evaluation.evaluator import Evaluator
+from recbole_dpr.evaluation.queries import prompts_for
 from recbole_dpr.materials import prepare_queries, read_sequences
 from recbole_dpr.model import promptable
 from recbole_dpr.model.backbones import ItemVocabulary
+from recbole_dpr.prompts.bank import PromptTable
 from recbole_dpr.run import machine, peak_memory_mb, versions
 from recbole_dpr.serving.recommender import load
 from recbole_dpr.yamlfile import read_yaml
@@ -41,7 +43,7 @@ def main(folder, settings):
     test, prompted = materials.test, [p for p in materials.test if p.kind != "none"]
     rows.append(["drawing the queries", sum(map(len, test)), *clock.lap()])
     model = load(folder).model if folder else _untrained(config, sequences)
-    model.attach_prompts(normalize(torch.randn(len(materials.bank.all_texts), model.prompt_vectors.shape[1]), dim=1), None, model.tagger)
+    model.attach_prompts(_random_prompts(materials, config), None, model.tagger)
     evaluator, evaluation = Evaluator(sequences, config), _Clock()
     clock.lap()
     states, answering = methods.StateTable(evaluator, model, test), None
@@ -63,6 +65,26 @@ def main(folder, settings):
     print(f"{config['dataset']}: {sequences.n_items - 1:,} items; {machine()}; torch {used['torch']}, Python {used['python']}\n")
     shown = [[name, f"{count:,}" if count else "", f"{seconds:.1f}", f"{peak:,.0f}"] for name, count, seconds, peak in rows]
     print(tabulate(shown, headers=["", "queries or states", "seconds", "peak memory so far, MiB"], tablefmt="github", disable_numparse=True))
+
+
+def _random_prompts(materials, config):
+    """Vectors for the bank's texts, and a PromptTable of what they ask for if each is read right: the category's name, the bare tag."""
+    bank, means = materials.bank, {}
+    for part, sets in ((VALID, materials.valid), (TEST, materials.test)):
+        for prompted in sets:
+            if prompted.kind == "category":
+                means.update(zip(prompted.prompt, bank.category[prompted.queries.intent][prompted.queries.category, 0]))
+            elif prompted.kind == "tag":
+                means.update(zip(prompted.prompt, prompts_for(bank, prompted.queries, "tag", part, "bare")[0]))
+    meant = torch.tensor([means.get(row, row) for row in range(len(bank.all_texts))])
+    bank.vectors = _normed(len(bank.all_texts))  # as large as a run has them
+    distinct, row = torch.unique(meant, return_inverse=True)
+    print(f"{len(meant):,} prompts, which ask for {len(distinct):,} things\n")
+    return PromptTable(_normed(len(distinct)), row)
+
+
+def _normed(n):
+    return torch.randn(n, _PROMPT_SIZE).mul_(_PROMPT_SIZE**-0.5)
 
 
 @torch.no_grad()

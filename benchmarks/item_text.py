@@ -19,7 +19,7 @@ from recbole_dpr.config import make_config
 from recbole_dpr.evaluation import methods
 from recbole_dpr.evaluation.evaluator import Evaluator
 from recbole_dpr.materials import prepare_prompts, read_sequences
-from recbole_dpr.prompts.bank import NO_PROMPT
+from recbole_dpr.prompts.bank import NO_PROMPT, PromptTable
 from recbole_dpr.prompts.item_text import LikelihoodText, MeanText
 from recbole_dpr.serving.recommender import load
 from recbole_dpr.train import checkpoints
@@ -41,7 +41,7 @@ def main(folder, settings):
     base = methods.Base(methods.StateTable(evaluator, model, list(sets.values())), model.item_matrix().detach())
     silent = np.full_like(bank.about, NO_PROMPT)
     forms = {
-        "cosine": (MeanText, bank.about, bank.vectors, _COSINE),
+        "cosine": (MeanText, bank.about, PromptTable(bank.vectors), _COSINE),
         "of the description in the prompt": (MeanText, bank.about, bank.asked, _COSINE),
         "its likelihood given the phrases": (LikelihoodText, silent, bank.asked, _LIKELIHOOD),
         "and given title and categories": (LikelihoodText, bank.about, bank.asked, _LIKELIHOOD),

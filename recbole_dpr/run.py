@@ -27,6 +27,7 @@ from recbole_dpr.materials import prepare_prompts, read_sequences
 from recbole_dpr.model import is_promptable, promptable
 from recbole_dpr.model.backbones import ItemVocabulary
 from recbole_dpr.prompts.intent import router
+from recbole_dpr.prompts.bank import PromptTable
 from recbole_dpr.prompts.item_text import DescriptionText, LikelihoodText, MeanText
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
 from recbole_dpr.serving import recommender
@@ -255,11 +256,12 @@ class _Run:
     def _text_baselines(self, base):
         """What the items' text gives, alone and beside stage 1."""
         bank, device = self.materials.bank, self.config["device"]
-        cosine = methods.TextFit(MeanText(bank, device), bank.vectors)
+        whole = PromptTable(bank.vectors)
+        cosine = methods.TextFit(MeanText(bank, device), whole)
         if not cosine.text.vectors.any():
             return []
         rows = self._measure("Text", cosine, tasks=("POS", "NEG"))
-        description = methods.TextFit(DescriptionText(bank, device), bank.vectors)
+        description = methods.TextFit(DescriptionText(bank, device), whole)
         rows += self._with_text("CTRL-Rec", base, description, _COSINE_WEIGHTS, lambda prompted: prompted.queries.task)
         rows += self._with_text("Base+text", base, cosine, _COSINE_WEIGHTS)
         if self.model.item_text is not None:

@@ -20,6 +20,7 @@ from recbole_dpr.model import promptable
 from recbole_dpr.model.backbones import ItemVocabulary, WholeHistory, check_backbone
 from recbole_dpr.model.dpr import INTENT, PROMPT
 from recbole_dpr.model.losses import softmax_cross_entropy
+from recbole_dpr.prompts.bank import PromptTable
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
 
 L, D = 60, 12  # no training part of the tiny dataset is longer than L
@@ -49,7 +50,7 @@ def build(folder, data, name, length=L, **keys):
     for name, parameter in model.named_parameters():
         if not model.is_backbone(name) or name == "output_bias":  # BERT4Rec's starts at 0
             torch.nn.init.normal_(parameter, std=0.2)
-    model.attach_prompts(torch.nn.functional.normalize(torch.randn(2, D), dim=1))
+    model.attach_prompts(PromptTable(torch.nn.functional.normalize(torch.randn(2, D), dim=1)))
     return model
 
 
@@ -266,7 +267,7 @@ def test_what_prompts_train(folder, data, name, frozen):
     model, sequences = build(folder, data, name, item_text=False, loss_weights={"seq": 1.0, "pos": 1.0, "neg": 1.0}), data
     config = make_config("DPR_NARM", "tiny", (), tiny.settings(folder, "DPR_NARM"))
     bank = prepare_queries(config, sequences).bank
-    model.attach_prompts(torch.randn(len(bank.all_texts), D))
+    model.attach_prompts(PromptTable(torch.randn(len(bank.all_texts), D)))
     batch = next(iter(PrefixLoader(sequences, L, 4, 50, 0, TrainingPrompts(sequences, bank, config, {"category": 1.0}))))
     model.train_backbone = not frozen
     losses = model.calculate_loss(batch)

@@ -10,7 +10,7 @@ import torch
 from recbole_dpr import run_dpr
 from recbole_dpr.data.loaders import PackedBatch, PromptedTargets
 from recbole_dpr.evaluation import methods
-from recbole_dpr.prompts.bank import NO_PROMPT
+from recbole_dpr.prompts.bank import NO_PROMPT, PromptTable
 from recbole_dpr.prompts.item_text import DescriptionText
 from recbole_dpr.train import checkpoints
 from recbole_dpr.train.trainer import StageTrainer
@@ -145,14 +145,16 @@ def test_prompted_baselines_have_every_prompted_query(finished, method):
 
 @pytest.mark.parametrize("token_keys", [False, True])
 def test_random_prompts_tell_the_model_nothing_of_the_prompt(token_keys):
-    model = SimpleNamespace(prompt_vectors=torch.randn(9, 4), item_vectors=lambda: None, token_keys=token_keys, tokens_of=None)
+    items = torch.zeros(7, 5)
+    sizes = {"item_vector_size": 5, "item_side": items[:, 5:], "text_size": 0, "item_vectors": lambda: items, "item_matrix": lambda: items}
+    model = SimpleNamespace(prompt_vectors=PromptTable(torch.randn(9, 4)), token_keys=token_keys, tokens_of=None, **sizes)
     first, again, other = (methods.RandomPrompts(None, None, model, seed) for seed in (1, 1, 2))
     prompt = torch.tensor([3, 5, 3])
-    vectors, tokens = first._read(prompt)
+    vectors, tokens = first.prompts[prompt], first._tokens(prompt)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
-    torch.testing.assert_close(vectors, again._read(prompt)[0])
+    torch.testing.assert_close(vectors, again.prompts[prompt])
     torch.testing.assert_close(vectors[0], vectors[2])
-    assert not torch.allclose(vectors, other._read(prompt)[0])
+    assert not torch.allclose(vectors, other.prompts[prompt])
     assert (tokens is None) is not token_keys
     if token_keys:
         torch.testing.assert_close(tokens[0][:, 0], vectors)

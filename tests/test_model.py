@@ -16,7 +16,8 @@ from recbole_dpr.materials import prepare_queries, read_sequences
 from recbole_dpr.model import MODELS
 from recbole_dpr.model.backbones import ItemVocabulary
 from recbole_dpr.model.dpr import INTENT, PROMPT
-from recbole_dpr.prompts.bank import NO_PROMPT
+from recbole_dpr.evaluation import methods
+from recbole_dpr.prompts.bank import NO_PROMPT, PromptTable
 from recbole_dpr.prompts.item_text import LikelihoodText
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
 
@@ -52,7 +53,7 @@ def build(data, **keys):
     if model.item_weights is not None:
         readers = [(torch.randn(D, 5), torch.randn(5)) for _ in range(2)]
         model.attach_items(LikelihoodText(bank), torch.from_numpy(sequences.categories), readers)
-    model.attach_prompts(vectors)
+    model.attach_prompts(PromptTable(vectors))
     return model
 
 
@@ -177,7 +178,7 @@ def test_with_prompts_one_dot_product_for_each_item(data, decoupled):
         scores = model.full_sort_predict(rows)
         unprompted, state = (m.forward(rows["item_id_list"], rows["item_length"]) for m in (model, model.answering))
         for n in range(5):
-            intent, prompt = int(rows[INTENT][n]), model.prompt_vectors[n : n + 1]
+            intent, prompt = int(rows[INTENT][n]), model.prompt_vectors.vectors[n : n + 1]
             fused, weights = model.fuse(state[n : n + 1], prompt, model.heard(prompt, intent), intent)
             texts, categories = model.item_side[:, :D], model.item_side[:, D + 1 :]
             text = weights[:, :1] * (prompt @ texts.T + model.item_side[:, D])
@@ -189,11 +190,31 @@ def test_with_prompts_one_dot_product_for_each_item(data, decoupled):
     assert (scores - SASRec.full_sort_predict(model, rows)).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("decoupled", [True, False])
+@pytest.mark.parametrize("item_text", [True, False])
+def test_the_evaluators_scores_are_the_models(data, item_text, decoupled):
+    """With the fit of the text once for each distinct prompt, of which several rows of the table are the same."""
+    model, sequences = build(data, item_text=item_text, decouple_backbone=decoupled), data[1]
+    known = model.prompt_vectors.vectors
+    model.attach_prompts(PromptTable(known, torch.arange(len(known)) // 3))
+    rows = interaction(sequences)
+    states = [m.encode(rows["item_id_list"], rows["item_length"]) for m in (model, model.answering)]
+    method = methods.Prompted(*(lambda prompted, at, s=state: s[at] for state in states), model)
+    prompt = np.array([0, 1, 2, 7, 8])
+    for task, intent in (("POS", POSITIVE), ("NEG", NEGATIVE)):
+        prompted = SimpleNamespace(kind="tag", prompt=prompt, queries=SimpleNamespace(intent=intent))
+        asked = interaction(sequences, **{PROMPT: torch.from_numpy(prompt), INTENT: torch.full((5,), intent)})
+        with torch.no_grad():
+            torch.testing.assert_close(method.score(prompted, np.arange(5)), model.full_sort_predict(asked))
+    with torch.no_grad():
+        torch.testing.assert_close(method.score(SimpleNamespace(kind="none"), np.arange(5)), model.full_sort_predict(rows))
+
+
 def test_negative_prompts_without_a_name_are_heard_by_what_they_mean(data):
     """Each prompt as its best fit: the average text of a category's items against that of the others."""
     model = build(data)
     vectors, offsets, categories = model.item_side[1:, :D], model.item_side[1:, D], model.item_side[1:, D + 1 :].bool()
-    prompt = torch.cat([model.prompt_vectors[:4], 40 * model.prompt_vectors[:4]])  # far beyond any doubt, too
+    prompt = torch.cat([model.prompt_vectors.vectors[:4], 40 * model.prompt_vectors.vectors[:4]])  # far beyond any doubt, too
     fit = prompt @ vectors.T + offsets  # [8, V]
     for c in range(4):
         inside, outside = vectors[categories[:, c]].mean(0), vectors[~categories[:, c]].mean(0)

@@ -10,7 +10,7 @@ from recbole_dpr.evaluation import methods
 from recbole_dpr.evaluation.evaluator import Evaluator, PromptedQueries
 from recbole_dpr.evaluation.queries import QuerySet
 from recbole_dpr.model.backbones import CausalGRU4Rec, CausalSASRec, ItemVocabulary
-from recbole_dpr.prompts.bank import NO_PROMPT
+from recbole_dpr.prompts.bank import NO_PROMPT, PromptTable
 
 V, C, P, D = 40, 3, 5, 8
 L = 12  # some histories are longer
@@ -47,7 +47,7 @@ class _ByPromptAndState:
 
     def __init__(self, rng, n_positions):
         self.of_position, self.of_prompt = (torch.from_numpy(rng.random((n, V))).float() for n in (n_positions, P))
-        self.asked = 0
+        self.asked, self.prompts = 0, PromptTable(torch.zeros(P, 1))
 
     def score(self, prompted, rows):
         self.asked += len(rows)

@@ -224,12 +224,15 @@ class Sequences:
             item_seq int64 [Q, L] padded with 0 on the right, L = the longest history here (at least 1);
             lengths int64 [Q].
         """
-        positions = np.asarray(positions)
-        start = np.maximum(self.offsets[self.user_of[positions]], positions - max_length)
-        lengths = positions - start
+        lengths = self.history_lengths(positions, max_length)
         steps = np.arange(max(1, lengths.max(initial=1)))
-        index = np.minimum(start[:, None] + steps, len(self.items) - 1)  # [Q, L]
+        index = np.minimum((positions - lengths)[:, None] + steps, len(self.items) - 1)  # [Q, L]
         return np.where(steps < lengths[:, None], self.items[index], 0), lengths
+
+    def history_lengths(self, positions, max_length):
+        """How many items `histories` has before each position: int64 [Q]."""
+        positions = np.asarray(positions)
+        return np.minimum(positions - self.offsets[self.user_of[positions]], max_length)
 
     def seen(self, positions):
         """All items before each position (whatever their number), for masking.

@@ -115,7 +115,7 @@ class PrefixBatch(PackedBatch):
 _WIDTHS = 8
 
 
-def _wide(length, max_length):
+def wide(length, max_length):
     """The width of a batch whose longest row has `length` items."""
     return min(-(-length // _WIDTHS) * _WIDTHS, max_length)
 
@@ -158,7 +158,7 @@ class PackedLoader:
         """Batches of consecutive rows of `order` with at most `batch_size` positions, padding included."""
         batches, batch, longest = [], [], 0
         for row, length in zip(order.tolist(), self.lengths[order].tolist()):
-            if batch and (len(batch) + 1) * _wide(max(longest, length), self.max_length) > self.batch_size:
+            if batch and (len(batch) + 1) * wide(max(longest, length), self.max_length) > self.batch_size:
                 batches.append(np.array(batch))
                 batch, longest = [], 0
             batch.append(row)
@@ -174,7 +174,7 @@ class PackedLoader:
 
     def _batch(self, rows, rng):
         lengths = self.lengths[rows]
-        steps = np.arange(_wide(lengths.max(), self.max_length))
+        steps = np.arange(wide(lengths.max(), self.max_length))
         position = self.starts[rows][:, None] + steps  # [B, T] of the input; its target is the next one
         real = steps < lengths[:, None]
         item_seq = np.where(real, self.sequences.items[np.minimum(position, len(self.sequences.items) - 1)], 0)
@@ -225,7 +225,7 @@ class PrefixLoader:
     def _batch(self, position, rng):
         rows = np.arange(len(position))
         item_seq, lengths = self.sequences.histories(position, self.max_length)
-        item_seq = np.pad(item_seq, ((0, 0), (0, _wide(item_seq.shape[1], self.max_length) - item_seq.shape[1])))
+        item_seq = np.pad(item_seq, ((0, 0), (0, wide(item_seq.shape[1], self.max_length) - item_seq.shape[1])))
         prompted = self._prompts.draw(rows, position, rng) if self._prompts else []
         item_seq, rows, targets, lengths = map(torch.from_numpy, (item_seq, rows, self.sequences.items[position], lengths))
         return PrefixBatch(item_seq, rows, targets, prompted, lengths)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from recbole_dpr import distributed
 from recbole_dpr.data.dataset import NO_ITEM, ranges_of
+from recbole_dpr.data.loaders import wide
 from recbole_dpr.evaluation.metrics import best_items, hits, ranking_metrics
 from recbole_dpr.evaluation.queries import QuerySet, prompts_for
 from recbole_dpr.model.backbones import AllPositions
@@ -95,7 +96,7 @@ class Evaluator:
         """
         model.eval()
         device = next(model.parameters()).device
-        lengths = self.sequences.histories(positions, self.max_length)[1]
+        lengths = self.sequences.history_lengths(positions, self.max_length)
         passes = positions - lengths if isinstance(model, AllPositions) else positions
         order = np.lexsort((positions, passes))
         first = np.flatnonzero(np.diff(passes[order], prepend=-1))  # of each pass in `order`; its last history is the longest
@@ -110,6 +111,7 @@ class Evaluator:
             for start in range(0, len(mine), at_once):
                 block = mine[start : start + at_once]
                 item_seq, ends = self.sequences.histories(positions[longest[block]], self.max_length)
+                item_seq = np.pad(item_seq, ((0, 0), (0, wide(item_seq.shape[1], self.max_length) - item_seq.shape[1])))
                 item_seq = torch.from_numpy(item_seq).to(device)
                 if several:
                     sequence, rows = map(torch.from_numpy, ranges_of(first[block], count[block], order))

@@ -8,7 +8,7 @@ returns int64 [Q, n]: queries that agree in it have one ranking.
 import numpy as np
 import torch
 
-from recbole_dpr.prompts.bank import NO_PROMPT
+from recbole_dpr.prompts.bank import NO_PROMPT, PromptTable
 
 
 class StateTable:
@@ -70,22 +70,36 @@ class Prompted:
 
     def __init__(self, states, answering, model):
         self.states, self.answering, self.model = states, answering or states, model
-        self.items = model.item_vectors()
+        self.prompts, self.plain = model.prompt_vectors, model.item_matrix()
+        own, text, categories = model.item_vectors().tensor_split(self._ends(model), dim=1)
+        self.learned, self.text = torch.cat([own, categories], dim=1), text
+
+    @staticmethod
+    def _ends(model):
+        """Where the columns of the item vectors that are the backbones' end, and those that are text."""
+        side = model.item_vector_size - model.item_side.shape[1]
+        return side, side + (model.text_size + 1 if model.text_size else 0)
 
     def score(self, prompted, rows):
+        """As `Promptable.full_sort_predict`, but the fit of the text is found once for each distinct prompt of the batch."""
         state = self.states(prompted, rows)
         if prompted.kind == "none":
-            return self.model.unprompted_vectors(state) @ self.items.T
-        vectors, tokens = self._read(torch.from_numpy(prompted.prompt[rows]).to(state.device))
-        answering = self.answering(prompted, rows)
-        return self.model.prompted_vectors(state, answering, vectors, prompted.queries.intent, tokens) @ self.items.T
+            return state @ self.plain.T
+        prompt = torch.from_numpy(prompted.prompt[rows]).to(state.device)
+        vectors, answering = self.prompts[prompt], self.answering(prompted, rows)
+        own, weights = self.model.prompted_parts(state, answering, vectors, prompted.queries.intent, self._tokens(prompt))
+        if weights is None:
+            return own @ self.learned.T
+        scores = torch.cat([own, weights[:, 1:]], dim=1) @ self.learned.T
+        distinct, row = torch.unique(self.prompts.row[prompt], return_inverse=True)
+        fit = torch.addmm(self.text[:, -1], self.prompts.vectors[distinct], self.text[:, :-1].T)
+        return scores.addcmul_(fit[row], weights[:, :1])
 
     def depends_on(self, prompted):
-        return np.column_stack([prompted.queries.position, _asked(prompted)])
+        return np.column_stack([_asked(prompted, self.prompts), prompted.queries.position])  # in this order: few prompts in a batch
 
-    def _read(self, prompt):
-        """What the model is told: vectors [B, D] of rows of the prompt table, and their token keys (or None)."""
-        return self.model.prompt_vectors[prompt], self.model.tokens_of(prompt)
+    def _tokens(self, prompt):
+        return self.model.tokens_of(prompt)
 
 
 class RandomPrompts(Prompted):
@@ -96,13 +110,14 @@ class RandomPrompts(Prompted):
 
     def __init__(self, states, answering, model, seed):
         super().__init__(states, answering, model)
-        table = torch.randn(model.prompt_vectors.shape, generator=torch.Generator().manual_seed(seed))
-        self.vectors = torch.nn.functional.normalize(table, dim=1).to(model.prompt_vectors.device)
+        known = self.prompts.vectors
+        table = torch.randn(known.shape, generator=torch.Generator().manual_seed(seed))
+        self.prompts = PromptTable(torch.nn.functional.normalize(table, dim=1).to(known.device), self.prompts.row)
 
-    def _read(self, prompt):
-        vectors = self.vectors[prompt]
-        tokens = (vectors[:, None], torch.zeros(len(vectors), 1, dtype=torch.bool, device=vectors.device))
-        return vectors, tokens if self.model.token_keys else None
+    def _tokens(self, prompt):
+        if not self.model.token_keys:
+            return None
+        return self.prompts[prompt][:, None], torch.zeros(len(prompt), 1, dtype=torch.bool, device=prompt.device)
 
 
 class TextFit:
@@ -112,7 +127,7 @@ class TextFit:
     its item without that phrase.
 
     Args:
-        text: ItemText; prompts: float [P, D], the prompt table.
+        text: ItemText; prompts: PromptTable.
     """
 
     def __init__(self, text, prompts):
@@ -133,7 +148,7 @@ class TextFit:
 
     def depends_on(self, prompted):
         spoken_of = np.where(prompted.own_phrase == NO_PROMPT, 0, prompted.queries.spoken_of)
-        return np.column_stack([prompted.queries.position, _asked(prompted), prompted.own_phrase, spoken_of])
+        return np.column_stack([_asked(prompted, self.prompts), prompted.queries.position, prompted.own_phrase, spoken_of])
 
 
 class WeightedSum:
@@ -149,9 +164,9 @@ class WeightedSum:
         return self.text.depends_on(prompted)
 
 
-def _asked(prompted):
-    """int64 [Q, 2]: the prompt, -1 for none, and the intent."""
-    prompt = np.full(len(prompted), -1) if prompted.kind == "none" else prompted.prompt
+def _asked(prompted, prompts):
+    """int64 [Q, 2]: which of the distinct prompts, -1 for none, and the intent."""
+    prompt = np.full(len(prompted), -1) if prompted.kind == "none" else prompts.row.numpy(force=True)[prompted.prompt]
     return np.column_stack([prompt, np.full(len(prompted), prompted.queries.intent)])
 
 

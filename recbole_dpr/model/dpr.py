@@ -22,7 +22,7 @@ from recbole_dpr.model.fusion import N_INTENTS, FusionBlock, ItemSideWeights, Pr
 from recbole_dpr.model.kept_rows import KeptRows
 from recbole_dpr.model.losses import TextScores, in_few_shapes, softmax_cross_entropy
 from recbole_dpr.precision import compute_dtype
-from recbole_dpr.prompts.bank import NO_PROMPT
+from recbole_dpr.prompts.bank import NO_PROMPT, PromptTable
 from recbole_dpr.prompts.description import DescriptionTagger
 from recbole_dpr.prompts.templates import NEGATIVE
 
@@ -70,7 +70,7 @@ class Promptable:
         # one row more than the prompt has: the bias
         self.register_buffer("category_reader", torch.zeros(N_INTENTS, prompt_size + 1, config["n_categories"] + 1 if text_size else 0))
         self.register_buffer("category_text", torch.zeros(text_size + 1, config["n_categories"] if text_size else 0), persistent=False)
-        self.register_buffer("prompt_vectors", torch.zeros(0, prompt_size), persistent=False)
+        self.prompt_vectors = PromptTable(torch.zeros(0, prompt_size))
         # the average user, who stands in for one without a history: unprompted, prompted
         self.register_buffer("mean_states", torch.zeros(2, self.state_size))
         self.item_text = self.prompt_tokens = None
@@ -102,16 +102,16 @@ class Promptable:
         """Set the prompt table.
 
         Args:
-            vectors: float [P, D], what the prompts ask for.
-            tokens: with token keys (float16 [total, D], int64 [P + 1] offsets).
+            vectors: PromptTable of what the prompts ask for.
+            tokens: with token keys, of its U distinct ones (float16 [total, D], int64 [U + 1] offsets).
             tagger: DescriptionTagger that found in the prompts what they ask for; kept for requests to come.
         """
         self.prompt_vectors = vectors.to(self.item_embedding.weight.device)
         self.prompt_tokens = tokens
         if self.item_text is not None:
             low = self.softmax_dtype.itemsize
-            self.text_fits = KeptRows(len(vectors), self._text_fits, _KEPT_BYTES // (low * self.n_items))
-            self.own_text = KeptRows(self.item_text.phrases.numel(), self._own_text, _KEPT_BYTES // (4 * vectors.shape[1]))
+            self.text_fits = KeptRows(len(vectors.vectors), self._text_fits, _KEPT_BYTES // (low * self.n_items))
+            self.own_text = KeptRows(self.item_text.phrases.numel(), self._own_text, _KEPT_BYTES // (4 * self.text_size))
         if self.tagger is not None:
             self.tagger.load_state_dict(tagger.state_dict())
 
@@ -225,11 +225,13 @@ class Promptable:
 
     def prompted_vectors(self, unprompted, state, prompt, intent, tokens=None):
         """[N, R]: the user half with a prompt [N, D]; arguments as for `resting_vectors` and `fuse`."""
+        own, weights = self.prompted_parts(unprompted, state, prompt, intent, tokens)
+        return own if weights is None else torch.cat([own, weights[:, :1] * prompt, weights], dim=1)
+
+    def prompted_parts(self, unprompted, state, prompt, intent, tokens=None):
+        """What `prompted_vectors` are made of: their part that meets the backbones' item vectors, and `fuse`'s weights of the item side."""
         fused, weights = self.fuse(state, prompt, self.heard(prompt, intent), intent, tokens)
-        parts = [self._with_unprompted(unprompted, fused)]
-        if weights is not None:
-            parts += [weights[:, :1] * prompt, weights]
-        return torch.cat(parts, dim=1)
+        return self._with_unprompted(unprompted, fused), weights
 
     def _with_unprompted(self, unprompted, state):
         return state if self.prompted_backbone is None else torch.cat([self.unprompted_weight * unprompted, state], dim=1)
@@ -245,7 +247,7 @@ class Promptable:
         if not self.token_keys:
             return None
         flat, offsets = self.prompt_tokens
-        prompt = prompt.cpu()
+        prompt = self.prompt_vectors.row[prompt].cpu()
         lengths = offsets[prompt + 1] - offsets[prompt]
         steps = torch.arange(int(lengths.max()))
         padding = steps >= lengths[:, None]  # [N, L]
@@ -340,12 +342,12 @@ class Promptable:
             table, place = self.own_text(own_item[quoting] * self.item_text.phrases.shape[1] + part.own_phrase[quoting])
             left = table[place]
             own_fit[quoting] = (prompt[quoting] * left[:, :-1]).sum(1) + left[:, -1]
-        return TextScores(weight, *self.text_fits(part.prompt[: len(weight)]), own_item, own_fit)
+        return TextScores(weight, *self.text_fits(self.prompt_vectors.row[part.prompt[: len(weight)]]), own_item, own_fit)
 
     def _text_fits(self, prompt):
-        """How well prompts fit the text of all items: rows int64 [n] of the prompt table -> [n, V]."""
+        """How well prompts fit the text of all items: int64 [n] of the U distinct ones -> [n, V]."""
         low, text = self.softmax_dtype, self.item_text
-        fit = in_few_shapes(self.prompt_vectors[prompt].to(low)) @ text.vectors.to(low).T
+        fit = in_few_shapes(self.prompt_vectors.vectors[prompt].to(low)) @ text.vectors.to(low).T
         return fit[: len(prompt)] + text.offsets.to(low)
 
     def _own_text(self, quoted):

@@ -15,6 +15,26 @@ NO_PROMPT = -1
 _LOGISTIC_C, _NONE_WEIGHT = 40.0, 0.5
 
 
+class PromptTable:
+    """Vectors of prompts, of which many are the same: `table[rows]` are those of rows int64 [n] of the prompt table, [n, D].
+
+    Args:
+        vectors: float [U, D], the distinct ones; row: int64 [P], each prompt's among them; default each is one of its own.
+    """
+
+    def __init__(self, vectors, row=None):
+        self.vectors, self.row = vectors, torch.arange(len(vectors)) if row is None else row
+
+    def __len__(self):
+        return len(self.row)
+
+    def __getitem__(self, rows):
+        return self.vectors[self.row[rows]]
+
+    def to(self, device):
+        return PromptTable(self.vectors.to(device), self.row.to(device))
+
+
 class PromptBank:
     """The training prompts, and any others that the evaluation asks for by their text.
 
@@ -34,8 +54,9 @@ class PromptBank:
         wish: int64 [V, 3]: rows of the training wishes.
         phrase: int64 [V, 6]: rows of the bare training phrases, tags then wishes.
         about: int64 [V]: rows of the texts `about`.
-        vectors, asked: float32 [P, D], from `embed`: the texts, and what they ask for, `descriptions`: P texts.
-        tokens: of the descriptions, float16 [total, D] and int64 [P + 1] offsets, or None.
+        vectors: float32 [P, D], from `embed`, of the texts.
+        asked: PromptTable of what they ask for, `descriptions`: P texts, U distinct ones.
+        tokens: of these, float16 [total, D] and int64 [U + 1] offsets, or None.
     """
 
     def __init__(self, templates, texts, category_names, about, rng, carried=True):
@@ -101,10 +122,12 @@ class PromptBank:
         """
         texts = self.all_texts
         self.descriptions = self._described(read) if read else texts
-        vectors = torch.from_numpy(encoder.encode([*texts, *self.descriptions], show_progress))
-        self.vectors, self.asked = vectors[: len(texts)], vectors[len(texts) :]
+        number = {}  # of each distinct description
+        row = torch.tensor([number.setdefault(text, len(number)) for text in self.descriptions], dtype=torch.int64)
+        self.vectors = torch.from_numpy(encoder.encode(texts, show_progress))
+        self.asked = PromptTable(torch.from_numpy(encoder.encode(number, show_progress)), row)
         if with_tokens:
-            flat, offsets = encoder.encode_tokens(self.descriptions, show_progress)
+            flat, offsets = encoder.encode_tokens(number, show_progress)
             self.tokens = torch.from_numpy(flat), torch.from_numpy(offsets)
 
     def _described(self, read):

@@ -59,10 +59,16 @@ class PromptEncoder:
             float32 [n, D], every row of norm 1.
         """
         texts = list(texts)
-        unique = list(dict.fromkeys(texts))
-        kept = self.cache.get(unique) if cached else {}
-        found = {text: np.frombuffer(vector, dtype=np.float32) for text, vector in kept.items()}
-        missing = [t for t in unique if t not in found]
+        number = {}  # row of each distinct text
+        rows = [number.setdefault(text, len(number)) for text in texts]
+        unique, found = list(number), np.empty((len(number), self.dim), dtype=np.float32)
+        missing = []
+        for start in range(0, len(unique), _CHUNK):
+            part = unique[start : start + _CHUNK]
+            kept = self.cache.get(part) if cached else {}
+            for text, vector in kept.items():
+                found[number[text]] = np.frombuffer(vector, dtype=np.float32)
+            missing += [text for text in part if text not in kept]
         # equal lengths side by side: little padding
         missing.sort(key=len)
         with tqdm(total=len(missing), desc="embed prompts", unit="text", disable=not (show_progress and missing)) as bar:
@@ -71,11 +77,8 @@ class PromptEncoder:
                 vectors = self._encode_chunk(chunk, bar)
                 if cached:
                     self._keep(chunk, vectors)
-                found.update(zip(chunk, vectors))
-        result = np.empty((len(texts), self.dim), dtype=np.float32)
-        for row, text in enumerate(texts):
-            result[row] = found[text]
-        return result
+                found[[number[text] for text in chunk]] = vectors
+        return found if len(unique) == len(texts) else found[rows]
 
     def _encode_chunk(self, texts, bar):
         parts = []
