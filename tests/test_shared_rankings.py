@@ -25,9 +25,12 @@ class _Sequences:
         self.offsets = np.append(0, np.cumsum(lengths))
         self.items, self.user_of, self.n_items = rng.integers(1, V, lengths.sum()), np.repeat(np.arange(4), lengths), V
 
+    def history_lengths(self, positions, max_length):
+        return np.minimum(positions - self.offsets[self.user_of[positions]], max_length)
+
     def histories(self, positions, max_length):
-        start = np.maximum(self.offsets[self.user_of[positions]], positions - max_length)
-        lengths = positions - start
+        lengths = self.history_lengths(positions, max_length)
+        start = positions - lengths
         item_seq = np.zeros((len(positions), max(1, lengths.max(initial=1))), dtype=np.int64)
         for row, (a, n) in enumerate(zip(start, lengths)):
             item_seq[row, :n] = self.items[a : a + n]
