@@ -43,7 +43,7 @@ def main(folder, settings):
     test, prompted = materials.test, [p for p in materials.test if p.kind != "none"]
     rows.append(["drawing the queries", sum(map(len, test)), *clock.lap()])
     model = load(folder).model if folder else _untrained(config, sequences)
-    model.attach_prompts(_random_prompts(materials, config), None, model.tagger)
+    model.attach_prompts(_random_prompts(materials, config["prompt_size"] or _PROMPT_SIZE), None, model.tagger)
     evaluator, evaluation = Evaluator(sequences, config), _Clock()
     clock.lap()
     states, answering = methods.StateTable(evaluator, model, test), None
@@ -67,7 +67,7 @@ def main(folder, settings):
     print(tabulate(shown, headers=["", "queries or states", "seconds", "peak memory so far, MiB"], tablefmt="github", disable_numparse=True))
 
 
-def _random_prompts(materials, config):
+def _random_prompts(materials, size):
     """Vectors for the bank's texts, and a PromptTable of what they ask for if each is read right: the category's name, the bare tag."""
     bank, means = materials.bank, {}
     for part, sets in ((VALID, materials.valid), (TEST, materials.test)):
@@ -77,14 +77,14 @@ def _random_prompts(materials, config):
             elif prompted.kind == "tag":
                 means.update(zip(prompted.prompt, prompts_for(bank, prompted.queries, "tag", part, "bare")[0]))
     meant = torch.tensor([means.get(row, row) for row in range(len(bank.all_texts))])
-    bank.vectors = _normed(len(bank.all_texts))  # as large as a run has them
+    bank.vectors = _random(len(bank.all_texts), size)  # as large as a run has them
     distinct, row = torch.unique(meant, return_inverse=True)
     print(f"{len(meant):,} prompts, which ask for {len(distinct):,} things\n")
-    return PromptTable(_normed(len(distinct)), row)
+    return PromptTable(_random(len(distinct), size), row)
 
 
-def _normed(n):
-    return torch.randn(n, _PROMPT_SIZE).mul_(_PROMPT_SIZE**-0.5)
+def _random(n, size):
+    return torch.randn(n, size).mul_(size**-0.5)  # of norm 1, nearly
 
 
 @torch.no_grad()

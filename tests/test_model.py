@@ -131,24 +131,31 @@ def prompts_of(sequences, intent, n=50, k=3):
     )
 
 
-@pytest.mark.parametrize("item_text", [True, False])
+@pytest.mark.parametrize("item_text, two_towers", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("intent", [POSITIVE, NEGATIVE])
-def test_prompted_loss_is_the_plain_softmax(data, intent, item_text):
+def test_prompted_loss_is_the_plain_softmax(data, intent, item_text, two_towers):
     """Fast path against scores written out, with the phrase left out of its own item row by row."""
-    model, sequences = build(data, item_text=item_text, temperature=0.5), data[1]
+    model, sequences = build(data, item_text=item_text, two_towers=two_towers, temperature=0.5), data[1]
+    if item_text:  # half of the prompts name a category, beyond doubt
+        logits = model.prompt_vectors.vectors @ model.category_reader[:, :-1] + model.category_reader[:, -1:]
+        model.category_reader[:, -1, -1] += (logits[..., :-1].amax(2) - logits[..., -1]).median(1).values
+        model.category_reader.mul_(60)
     model.heard = model.named  # what prompts mean without a name is heard in requests, not in training
     part = prompts_of(sequences, intent)
     state = torch.randn(120, 16)
     with torch.no_grad():
+        if item_text:
+            naming = model.named(model.prompt_vectors[part.prompt], part.intent)[:, -1] < 1e-8
+            assert 0 < naming.sum() < len(naming)
         found = model._prompted_loss(state, model.item_embedding.weight, part)
         vectors = model.prompted_vectors(state[part.rows], state[part.rows], model.prompt_vectors[part.prompt], part.intent)
         fused, side = vectors[:, 16:32], vectors[:, 32:]  # behind the unprompted stretch
         losses = []
         for n in range(len(part.rows)):
             items = model.item_side.clone()
-            if item_text and part.own_phrase[n] != NO_PROMPT:
+            if item_text and part.own_number[n] != NO_PROMPT:
                 item = part.own_item[n]
-                left = model.item_text.without(item[None], model.prompt_vectors[model.item_text.phrases[item, part.own_phrase[n]]][None])
+                left = model.item_text.without(item[None], model.prompt_vectors[model.item_text.phrases[item, part.own_number[n]]][None])
                 items[item, : D + 1] = torch.cat([left[0][0], left[1]])
             log_p = ((fused[n] @ model.item_embedding.weight.T + side[n] @ items.T) / 0.5).log_softmax(0)
             targets = part.targets[n][part.targets[n] != NO_ITEM]

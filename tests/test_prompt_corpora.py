@@ -154,10 +154,18 @@ def test_held_out_compounds(name):
 
 @each_held_out
 def test_heldout_shares_at_most_half_its_words_with_a_training_text(name):
-    long = [text for text in TEXTS[name] if len(words(text)) > 4]  # "no zombies" cannot help it
-    jaccard, share = most_shared(long, TEXTS["intents_train"])
+    jaccard, share = most_shared(_long_enough(name), TEXTS["intents_train"])
     assert jaccard.max() <= MAX_JACCARD_HELD_OUT + 1e-6
     assert share.max() <= 0.5
+
+
+def _long_enough(name):
+    """Of the third file, which has minimalists, texts of more than four words: "no zombies" cannot help sharing half of them."""
+    if name != "intents_heldout3":
+        return TEXTS[name]
+    long = [text for text in TEXTS[name] if len(words(text)) > 4]
+    assert len(TEXTS[name]) - len(long) <= 32
+    return long
 
 
 def test_frames():
@@ -174,7 +182,7 @@ def test_frames():
 )
 def test_frames_are_apart_from_what_evaluates(name, bound):
     bare = [re.sub(r"\{[^}]*\}", " ", frame) for frame in FRAMES]
-    jaccard, share = most_shared([text for text in TEXTS[name] if len(words(text)) > 4], bare)
+    jaccard, share = most_shared(_long_enough(name), bare)
     assert jaccard.max() <= bound + 1e-6
     assert share.max() <= 0.5 or name not in HELD_OUT
     assert too_close(bare, templates(["eval"]), MAX_JACCARD_TEMPLATES) == []

@@ -38,7 +38,7 @@ class PromptedTargets(_Tensors):
         targets: int64 [N, K], padded with `NO_ITEM`.
         prompt: int64 [N] rows of the prompt table.
         own_item: int64 [N]: the item that the prompt was written of, or 0.
-        own_phrase: int64 [N]: which phrase of that item (column of `PromptBank.phrase`) the prompt repeats, or `NO_PROMPT`.
+        own_number: int64 [N]: which of that item's phrases (column of `PromptBank.phrase`) the prompt repeats, or `NO_PROMPT`.
         weight: of the mean over these rows in the loss: 1, or in a part of a batch the share of its rows.
     """
 
@@ -47,12 +47,12 @@ class PromptedTargets(_Tensors):
     targets: torch.Tensor
     prompt: torch.Tensor
     own_item: torch.Tensor
-    own_phrase: torch.Tensor
+    own_number: torch.Tensor
     weight: float = field(default=1.0, kw_only=True)
 
     def take(self, order):
         """The rows in another order, int64 [N]."""
-        by_row = ("rows", "targets", "prompt", "own_item", "own_phrase")
+        by_row = ("rows", "targets", "prompt", "own_item", "own_number")
         return replace(self, **{name: getattr(self, name)[order] for name in by_row})
 
 

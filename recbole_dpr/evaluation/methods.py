@@ -11,6 +11,9 @@ import torch
 from recbole_dpr.prompts.bank import NO_PROMPT, PromptTable
 
 
+_ROWS = 64
+
+
 class StateTable:
     """States of the positions that queries ask about, each computed once."""
 
@@ -71,14 +74,8 @@ class Prompted:
     def __init__(self, states, answering, model):
         self.states, self.answering, self.model = states, answering or states, model
         self.prompts, self.plain = model.prompt_vectors, model.item_matrix()
-        own, text, categories = model.item_vectors().tensor_split(self._ends(model), dim=1)
-        self.learned, self.text = torch.cat([own, categories], dim=1), text
-
-    @staticmethod
-    def _ends(model):
-        """Where the columns of the item vectors that are the backbones' end, and those that are text."""
-        side = model.item_vector_size - model.item_side.shape[1]
-        return side, side + (model.text_size + 1 if model.text_size else 0)
+        self.text = model.item_side[:, : model.text_size + 1]
+        self.learned = torch.cat([model.item_vectors()[:, : -model.item_side.shape[1] or None], model.item_side[:, model.text_size + 1 :]], dim=1)
 
     def score(self, prompted, rows):
         """As `Promptable.full_sort_predict`, but the fit of the text is found once for each distinct prompt of the batch."""
@@ -93,7 +90,10 @@ class Prompted:
         scores = torch.cat([own, weights[:, 1:]], dim=1) @ self.learned.T
         distinct, row = torch.unique(self.prompts.row[prompt], return_inverse=True)
         fit = torch.addmm(self.text[:, -1], self.prompts.vectors[distinct], self.text[:, :-1].T)
-        return scores.addcmul_(fit[row], weights[:, :1])
+        for part in range(0, len(scores), _ROWS):  # not all rows of `fit` a second time at once
+            here = slice(part, part + _ROWS)
+            scores[here].addcmul_(fit[row[here]], weights[here, :1])
+        return scores
 
     def depends_on(self, prompted):
         return np.column_stack([_asked(prompted, self.prompts), prompted.queries.position])  # in this order: few prompts in a batch

@@ -73,7 +73,7 @@ class Promptable:
         self.prompt_vectors = PromptTable(torch.zeros(0, prompt_size))
         # the average user, who stands in for one without a history: unprompted, prompted
         self.register_buffer("mean_states", torch.zeros(2, self.state_size))
-        self.item_text = self.prompt_tokens = None
+        self.item_text = self.prompt_tokens = self.text_fits = self.texts_without = None
         self.prompt_noise = 0.0
         self.train_backbone = True
         self.unprompted_weight = config["unprompted_weight"]
@@ -108,10 +108,6 @@ class Promptable:
         """
         self.prompt_vectors = vectors.to(self.item_embedding.weight.device)
         self.prompt_tokens = tokens
-        if self.item_text is not None:
-            low = self.softmax_dtype.itemsize
-            self.text_fits = KeptRows(len(vectors.vectors), self._text_fits, _KEPT_BYTES // (low * self.n_items))
-            self.own_text = KeptRows(self.item_text.phrases.numel(), self._own_text, _KEPT_BYTES // (4 * self.text_size))
         if self.tagger is not None:
             self.tagger.load_state_dict(tagger.state_dict())
 
@@ -120,6 +116,16 @@ class Promptable:
         if self.prompted_backbone is not None:
             own = self.prompted_backbone.state_dict()
             self.prompted_backbone.load_state_dict({name: value for name, value in self.state_dict().items() if name in own})
+
+    def forget_texts(self):
+        """Begin the tables anew that training keeps of the items' text.
+
+        Called with each epoch, so that its bits do not depend on the calls that filled them, and at a stage's end for the memory.
+        """
+        if self.item_text is not None:
+            low = self.softmax_dtype.itemsize
+            self.text_fits = KeptRows(len(self.prompt_vectors.vectors), self._fits_of, _KEPT_BYTES // (low * self.n_items))
+            self.texts_without = KeptRows(self.item_text.phrases.numel(), self._texts_without, _KEPT_BYTES // (4 * self.text_size))
 
     @property
     def answering(self):
@@ -302,9 +308,9 @@ class Promptable:
     def _prompted_loss(self, states, items, part):
         """Mean loss of PromptedTargets; states: [B * T, k], items: [V, k]."""
         named, n_texts = self.named(self.prompt_vectors[part.prompt], part.intent), 0
-        if named is not None:  # first those that do not name a category: the text of the others weighs less than rounding
-            silent = named[:, -1] < torch.finfo(self.softmax_dtype).eps / 8
-            order, n_texts = torch.argsort(silent, stable=True), len(silent) - int(silent.sum())
+        if named is not None:  # rows that name a category go last, without text: its weight there is below what products round
+            naming = named[:, -1] < torch.finfo(self.softmax_dtype).eps / 8
+            order, n_texts = torch.argsort(naming, stable=True), len(naming) - int(naming.sum())
             part, named = part.take(order), in_few_shapes(named[order])
         rows = in_few_shapes(part.prompt)
         exact, tokens = self.prompt_vectors[rows], self.tokens_of(rows)
@@ -316,10 +322,9 @@ class Promptable:
                 tokens = tokens[0] + scale * torch.randn_like(tokens[0]), tokens[1]
         with self.low_precision():
             fused, weights = self.fuse(in_few_shapes(states[part.rows]), prompt, named, part.intent, tokens)
-        real, text = slice(len(part.rows)), None
-        fused = fused[real]
+        fused, text = fused[: len(part.rows)], None
         if weights is not None:
-            weights = weights[real]
+            weights = weights[: len(part.rows)]
             text = self._text_scores(weights[:n_texts, 0], exact, part) if n_texts else None
             fused = torch.cat([fused, weights[:, 1:]], dim=1)
             items = torch.cat([items, self.item_side[:, self.text_size + 1 :]], dim=1)
@@ -334,23 +339,25 @@ class Promptable:
         Args:
             weight: [M]; prompt: [M or more, D], without noise; part: PromptedTargets, of which the first M have text.
         """
+        if self.text_fits is None:
+            self.forget_texts()
         # row 0 is the padding, whose text is 0
         own_item, own_fit = weight.new_zeros(len(weight), dtype=torch.int64), torch.zeros_like(weight)
-        quoting = torch.nonzero(part.own_phrase[: len(weight)] != NO_PROMPT).squeeze(1)
+        quoting = torch.nonzero(part.own_number[: len(weight)] != NO_PROMPT).squeeze(1)
         if len(quoting):
             own_item[quoting] = part.own_item[quoting]
-            table, place = self.own_text(own_item[quoting] * self.item_text.phrases.shape[1] + part.own_phrase[quoting])
+            table, place = self.texts_without(own_item[quoting] * self.item_text.phrases.shape[1] + part.own_number[quoting])
             left = table[place]
             own_fit[quoting] = (prompt[quoting] * left[:, :-1]).sum(1) + left[:, -1]
         return TextScores(weight, *self.text_fits(self.prompt_vectors.row[part.prompt[: len(weight)]]), own_item, own_fit)
 
-    def _text_fits(self, prompt):
+    def _fits_of(self, prompt):
         """How well prompts fit the text of all items: int64 [n] of the U distinct ones -> [n, V]."""
         low, text = self.softmax_dtype, self.item_text
         fit = in_few_shapes(self.prompt_vectors.vectors[prompt].to(low)) @ text.vectors.to(low).T
-        return fit[: len(prompt)] + text.offsets.to(low)
+        return fit[: len(prompt)].add_(text.offsets.to(low))
 
-    def _own_text(self, quoted):
+    def _texts_without(self, quoted):
         """The text side of items without one of their phrases, offset last: places int64 [n] in [V, K] flattened -> [n, D + 1]."""
         item, number = quoted // self.item_text.phrases.shape[1], quoted % self.item_text.phrases.shape[1]
         left, offset = self.item_text.without(item, self.prompt_vectors[self.item_text.phrases[item, number]])

@@ -14,7 +14,7 @@ class KeptRows:
     def __init__(self, n_rows, compute, most):
         self._compute, self._most = compute, most
         self._place = torch.full((n_rows,), -1)
-        self._table, self._used = None, 0
+        self._table, self._used = torch.empty(0, 0), 0
 
     def __call__(self, rows):
         """A table [U, W] and the places in it, int64 [n], of rows int64 [n]; both are valid until the next call."""
@@ -29,11 +29,11 @@ class KeptRows:
 
     def _add(self, missing):
         found, end = self._compute(missing), self._used + len(missing)
-        if self._table is None:
-            self._table = found.new_empty(0, found.shape[1])
         if end > len(self._table):
-            size = max(end, min(2 * len(self._table), self._most))
-            self._table = torch.cat([self._table[: self._used], found.new_empty(size - self._used, found.shape[1])])
+            table = found.new_empty(max(end, min(2 * len(self._table), self._most)), found.shape[1])
+            if self._used:
+                table[: self._used] = self._table[: self._used]
+            self._table = table
         self._table[self._used : end] = found
         self._place[missing] = torch.arange(self._used, end, device=missing.device)
         self._used = end

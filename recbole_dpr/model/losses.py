@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import torch
 
 _SMALLEST = 1e-38  # a probability below it counts as this
-# rows whose scores over all items are in memory at once, and the most scores; measured best of 64 … 1024 rows
+# rows whose scores over all items are in memory at once, and the most scores; on two cores with 2 MiB of cache each no fewer
+# are better, and with text, which needs a second array of the size, half as many
 _CHUNK, _CHUNK_SCORES = 1024, 2**22
 _ROWS, _COLUMNS = 64, 32  # what is multiplied in low precision has multiples of them
 
 
 def in_few_shapes(x):
     """[n, …] with zeros behind: oneDNN makes and keeps a kernel for every shape of a product (see data.loaders)."""
-    return torch.cat([x, x.new_zeros(-len(x) % _ROWS, *x.shape[1:])])
+    missing = -len(x) % _ROWS
+    return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
 
 
 def _in_whole_tiles(x):
@@ -32,7 +34,7 @@ class TextScores:
 
     Attributes:
         weight: float [M], of the first M of N rows, gets a gradient; the others have no text.
-        fit: [U, V] of the type of the products; row: int64 [M], each row's prompt among the U.
+        fit: [U, V] of the type of the products; row: int64 [M], each row's prompt among the U, of which some may be no row's.
         own_item, own_fit: int64 [M], float [M]: the one item whose fit is another.
     """
 
@@ -102,7 +104,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             total -= (share[part] * at_targets.clamp(min=_SMALLEST).log()).sum(dtype=torch.float64)
             if n_texts:
                 of_targets = (share[part][:n_texts] * fit.gather(1, target[part][:n_texts])).sum(1)
-                grad_weight[part] = fit.mul_(chosen[:n_texts]).sum(1) - of_targets
+                grad_weight[part] = fit.mul_(chosen[:n_texts]).sum(1, dtype=state.dtype) - of_targets
             # the gradient of the scores is `chosen` less the targets' shares, which are seen to after the loop
             grad_state[part] = (padded @ item_low)[:real, :size]
             grad_item += (padded.T @ scaled_low[part])[:, :size]

@@ -56,6 +56,7 @@ class StageTrainer(Trainer):
         optimizer = super()._build_optimizer(params=groups, learning_rate=rate)
         if type(optimizer) is not torch.optim.Adam:
             return optimizer
+        # one pass over the weights instead of a dozen; a stage begun before this was so goes on as it was
         kept = ("params", "lr", "weight_decay")
         return torch.optim.Adam([{key: group[key] for key in kept} for group in optimizer.param_groups], fused=True)
 
@@ -84,6 +85,7 @@ class StageTrainer(Trainer):
             self.finished = True
             if self.history:
                 self._save_last()
+        self.model.forget_texts()
         if self.best_file.exists():
             self.model.load_state_dict(checkpoints.load(self.best_file, self.device)["state_dict"])
         return self.history
@@ -97,6 +99,7 @@ class StageTrainer(Trainer):
             stream.append(distributed.rank())  # dropout of its own
         torch.manual_seed(np.random.SeedSequence(stream).generate_state(1)[0])
         self._set_learning_rates(epoch_idx)
+        self.model.forget_texts()
         train_data.epoch = epoch_idx
         bar = tqdm(train_data, desc=f"{self.title} epoch {epoch_idx + 1}/{self.epochs}", disable=not show_progress, leave=False)
         total, steps = torch.zeros((), device=self.device), 0
