@@ -230,7 +230,8 @@ def stages(folder, model, length, rounds, limit, settings):
     model = _untrained(config, sequences, bank.vectors.shape[1])
     if model.item_weights is not None:
         readers = [bank.category_reader(intent) for intent in (POSITIVE, NEGATIVE)]
-        model.attach_items(LikelihoodText(bank, config["device"]), torch.from_numpy(sequences.categories), readers)
+        categories = torch.from_numpy(sequences.categories)
+        model.attach_items(LikelihoodText(bank, config["device"]), categories, readers, bank.meaning_reader(categories))
     model.attach_prompts(bank.asked, None, materials.tagger)
     model.start_prompting()
     rows, results = [], {number: [] for number in (1, 2, 3)}

@@ -140,11 +140,9 @@ class _Run:
         init_seed(config["seed"], config["reproducibility"])
         self.model = promptable(config["model"])(config, ItemVocabulary(self.sequences.n_items, config)).to(config["device"])
         if self.model.item_weights is not None:
-            self.model.attach_items(
-                LikelihoodText(bank, config["device"]),
-                torch.from_numpy(self.sequences.categories),
-                [bank.category_reader(intent) for intent in (POSITIVE, NEGATIVE)],
-            )
+            categories = torch.from_numpy(self.sequences.categories)
+            readers = [bank.category_reader(intent) for intent in (POSITIVE, NEGATIVE)]
+            self.model.attach_items(LikelihoodText(bank, config["device"]), categories, readers, bank.meaning_reader(categories))
         self.model.attach_prompts(bank.asked, bank.tokens, self.materials.tagger)
         self.evaluator = Evaluator(self.sequences, config)
 

@@ -52,7 +52,8 @@ def build(data, **keys):
     bank = SimpleNamespace(phrase=phrases, about=phrases[:, 0], vectors=torch.randn(phrases.size, D))
     if model.item_weights is not None:
         readers = [(torch.randn(D, 5), torch.randn(5)) for _ in range(2)]
-        model.attach_items(LikelihoodText(bank), torch.from_numpy(sequences.categories), readers)
+        meaning = torch.randn(D, 4), torch.randn(4)
+        model.attach_items(LikelihoodText(bank), torch.from_numpy(sequences.categories), readers, meaning)
     model.attach_prompts(PromptTable(vectors))
     return model
 
@@ -218,15 +219,10 @@ def test_the_evaluators_scores_are_the_models(data, item_text, decoupled):
 
 
 def test_negative_prompts_without_a_name_are_heard_by_what_they_mean(data):
-    """Each prompt as its best fit: the average text of a category's items against that of the others."""
     model = build(data)
-    vectors, offsets, categories = model.item_side[1:, :D], model.item_side[1:, D], model.item_side[1:, D + 1 :].bool()
     prompt = torch.cat([model.prompt_vectors.vectors[:4], 40 * model.prompt_vectors.vectors[:4]])  # far beyond any doubt, too
-    fit = prompt @ vectors.T + offsets  # [8, V]
-    for c in range(4):
-        inside, outside = vectors[categories[:, c]].mean(0), vectors[~categories[:, c]].mean(0)
-        z = (fit[:, categories[:, c]].mean(1) - fit[:, ~categories[:, c]].mean(1)) / (inside - outside).norm()
-        torch.testing.assert_close(model.meant(prompt)[:, c], torch.sigmoid(30 * (z - 0.12)), atol=1e-4, rtol=1e-3)
+    meant = torch.sigmoid(prompt @ model.meaning_reader[:-1] + model.meaning_reader[-1])
+    torch.testing.assert_close(model.meant(prompt), meant)
     model.category_reader[:, -1] += torch.tensor([0.0, 0.0, 0.0, 0.0, 1e4])  # nobody names any
     heard = model.heard(prompt, NEGATIVE)
     torch.testing.assert_close(heard[:, :-1], model.meant(prompt))
@@ -240,12 +236,15 @@ def test_negative_prompts_without_a_name_are_heard_by_what_they_mean(data):
 
 
 def test_what_prompts_mean_is_known_after_loading(data):
-    model, other = build(data), build(data)
-    other.item_side.zero_()
-    other.category_text.zero_()
+    model, other, state = build(data), build(data), build(data).state_dict()
+    other.meaning_reader.zero_()
     other.load_state_dict(model.state_dict())
-    assert model.category_text.any()
-    torch.testing.assert_close(other.category_text, model.category_text)
+    torch.testing.assert_close(other.meaning_reader, model.meaning_reader)
+    del state["meaning_reader"]  # a model from before there was one hears names alone
+    other.meaning_reader[-1] = -torch.inf
+    other.load_state_dict(state)
+    prompt = model.prompt_vectors.vectors[:5]
+    torch.testing.assert_close(other.heard(prompt, NEGATIVE), other.named(prompt, NEGATIVE))
 
 
 def test_prompted_backbone_starts_as_a_copy(data):

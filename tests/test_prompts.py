@@ -4,16 +4,18 @@ import csv
 import re
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from recbole_dpr.data.dataset import TEST, VALID
 from recbole_dpr.errors import UserError
 from recbole_dpr.evaluation.queries import QuerySet, prompts_for
 from recbole_dpr.prompts import tags
-from recbole_dpr.prompts.bank import NO_PROMPT, PromptBank
+from recbole_dpr.prompts.bank import NO_PROMPT, PromptBank, PromptTable
 from recbole_dpr.prompts.encoder import PromptEncoder
 from recbole_dpr.prompts.tags import load_item_texts, title_key
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE, Templates
@@ -229,3 +231,30 @@ def test_a_category_reader_without_phrases_or_with_one_category(encoder):
         found = (prompts.vectors[prompts.category[POSITIVE]] @ weight + bias).softmax(-1)
         assert (found[..., -1] == 0).all()
         assert (found.argmax(-1) == torch.arange(len(names))[:, None]).all()
+
+
+def test_the_meaning_reader_is_a_logistic_regression_of_phrases(monkeypatch):
+    """Each category on its own, as scikit-learn fits it; then how much it counts as meant, about a threshold."""
+    rng = np.random.default_rng(0)
+    phrase = np.arange(120).reshape(40, 3)
+    phrase[0] = phrase[5, 1] = NO_PROMPT
+    vectors = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(120, 6))).float(), dim=1)
+    categories = torch.from_numpy(rng.random((40, 2)) < [0.3, 0.6])
+    row, column = np.nonzero(phrase != NO_PROMPT)
+    x, y = vectors[phrase[row, column]].numpy(), categories[row].numpy()
+    weight, bias = PromptBank.meaning_reader(SimpleNamespace(phrase=phrase, asked=PromptTable(vectors)), categories)
+    for c in range(2):
+        expected = LogisticRegression(C=1.0, tol=1e-6, max_iter=1000).fit(x, y[:, c])
+        at_large = np.log(y[:, c].mean() / (1 - y[:, c].mean()))
+        meant = 2 * (x @ expected.coef_[0] + expected.intercept_ - (0.3 * at_large + 0.7 * -0.5))
+        np.testing.assert_allclose(x @ weight[:, c].numpy() + bias[c].item(), meant, atol=0.02)
+
+
+def test_a_meaning_reader_without_phrases_reads_what_items_are_about():
+    about, nothing = np.array([NO_PROMPT, 0, 1, 2, 3]), np.full((5, 3), NO_PROMPT)
+    vectors = torch.eye(4)
+    categories = torch.tensor([[0], [1], [1], [0], [0]], dtype=torch.bool)
+    weight, bias = PromptBank.meaning_reader(SimpleNamespace(phrase=nothing, about=about, asked=PromptTable(vectors)), categories)
+    assert ((vectors @ weight + bias)[:, 0] > (vectors @ weight + bias)[2, 0])[:2].all()
+    weight, bias = PromptBank.meaning_reader(SimpleNamespace(phrase=nothing, about=nothing[:, 0], asked=PromptTable(vectors)), categories)
+    assert (torch.sigmoid(vectors @ weight + bias) < 0.01).all()  # nothing is known, nothing is meant

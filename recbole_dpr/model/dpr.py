@@ -27,9 +27,6 @@ from recbole_dpr.prompts.description import DescriptionTagger
 from recbole_dpr.prompts.templates import NEGATIVE
 
 PROMPT, INTENT = "prompt_id", "prompt_intent"  # fields of a RecBole Interaction that carries prompts
-# of `Promptable.meant`, chosen on dataset/prompts/category_wishes_dev.tsv
-_MEANT_FROM, _MEANT_SLOPE = 0.12, 30.0
-_TINY = 1e-12
 _KEPT_BYTES = 2**28  # of each of the two tables that training keeps of the items' text
 
 
@@ -69,7 +66,8 @@ class Promptable:
         self.register_buffer("item_side", torch.zeros(self.n_items, side_size))
         # one row more than the prompt has: the bias
         self.register_buffer("category_reader", torch.zeros(N_INTENTS, prompt_size + 1, config["n_categories"] + 1 if text_size else 0))
-        self.register_buffer("category_text", torch.zeros(text_size + 1, config["n_categories"] if text_size else 0), persistent=False)
+        self.register_buffer("meaning_reader", torch.zeros(prompt_size + 1, config["n_categories"] if text_size else 0))
+        self.meaning_reader[-1] = -torch.inf  # nothing is meant, until there is one that says
         self.prompt_vectors = PromptTable(torch.zeros(0, prompt_size))
         # the average user, who stands in for one without a history: unprompted, prompted
         self.register_buffer("mean_states", torch.zeros(2, self.state_size))
@@ -86,17 +84,18 @@ class Promptable:
 
     # --- what is attached once the data and the prompts are there
 
-    def attach_items(self, text, categories, category_reader):
+    def attach_items(self, text, categories, category_reader, meaning_reader):
         """Set the item side.
 
         Args:
             text: ItemText; categories: bool [V, C].
-            category_reader: for each intent what `PromptBank.category_reader` returns.
+            category_reader: for each intent what `PromptBank.category_reader` returns; meaning_reader: as from `PromptBank`.
         """
         self.item_text = text
         self.item_side.copy_(torch.cat([text.vectors, text.offsets[:, None], categories.to(text.vectors)], dim=1))
         self.category_reader.copy_(torch.stack([torch.cat([weight, bias[None]]) for weight, bias in category_reader]))
-        self._read_category_text()
+        weight, bias = meaning_reader
+        self.meaning_reader.copy_(torch.cat([weight, bias[None]]))
 
     def attach_prompts(self, vectors, tokens=None, tagger=None):
         """Set the prompt table.
@@ -135,7 +134,7 @@ class Promptable:
     @staticmethod
     def is_backbone(name):
         """Whether a name of the state dict is the unprompted backbone's."""
-        return not name.startswith(("prompted_backbone.", "projector.", "tower.", "item_weights.", "item_side", "category_reader", "tagger.", "mean_states"))
+        return not name.startswith(("prompted_backbone.", "projector.", "tower.", "item_weights.", "item_side", "category_reader", "meaning_reader", "tagger.", "mean_states"))
 
     def backbone_parameters(self):
         """What stage 1 trains."""
@@ -177,14 +176,8 @@ class Promptable:
         return _by_intent(prompt, self.category_reader, intent).softmax(dim=-1)
 
     def meant(self, prompt):
-        """Which categories prompts mean, named or not: [N, C] probabilities, each on its own.
-
-        By how much better a prompt fits the text of a category's items than that of the others, on average: with the
-        likelihoods of `LikelihoodText` a log-likelihood ratio, here in units of its gradient, so that a prompt of norm 1
-        moves every category's alike.
-        """
-        fit = _affine(prompt, self.category_text)
-        return torch.sigmoid(_MEANT_SLOPE * (fit - _MEANT_FROM))
+        """Which categories prompts mean, named or not, by `PromptBank.meaning_reader`: [N, C], each on its own."""
+        return torch.sigmoid(_affine(prompt, self.meaning_reader))
 
     def heard(self, prompt, intent):
         """`named`, but a negative prompt without a name is taken to name what it means: [N, C + 1]; None in the paper's form.
@@ -199,17 +192,9 @@ class Promptable:
         meant, none = self.meant(prompt) * avoided, named[:, -1:]
         return torch.cat([named[:, :-1] + none * meant, none * (1 - meant).prod(1, keepdim=True)], dim=1)
 
-    def load_state_dict(self, *args, **kwargs):
-        found = super().load_state_dict(*args, **kwargs)
-        self._read_category_text()
-        return found
-
-    def _read_category_text(self):
-        """Find `category_text`, [D + 1, C]: the items' text side of each category less that of all others, normed; offset last."""
-        text, categories = self.item_side[1:, : self.text_size + 1], self.item_side[1:, self.text_size + 1 :]
-        inside, outside = (text.T @ (part / part.sum(0).clamp(min=1)) for part in (categories, 1 - categories))
-        difference = inside - outside
-        self.category_text = difference / difference[:-1].norm(dim=0).clamp(min=_TINY)
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        """That of a model from before there was a `meaning_reader` leaves the one that is here: none, in a model for requests."""
+        return super().load_state_dict({"meaning_reader": self.meaning_reader, **state_dict}, *args, **kwargs)
 
     def item_vectors(self):
         """[V, R]: the item half of the dot product."""

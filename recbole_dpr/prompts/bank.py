@@ -6,6 +6,7 @@ Legend: P rows of the table, D encoder size, V items, C categories.
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE, in_sentence
 
@@ -13,6 +14,10 @@ NO_PROMPT = -1
 # chosen on the held-out sentences and wishes: inverse strength of the penalty, and what the examples without a category
 # weigh together, those with one being 1
 _LOGISTIC_C, _NONE_WEIGHT = 40.0, 0.5
+# of `meaning_reader`: inverse strength of the penalty, by the likelihood of items left out; where a category counts as meant, by
+# dataset/prompts/category_wishes_dev.tsv: slope and place, the latter between fixed log-odds and those of the category at large
+_MEANING_C, _MOST_PHRASES = 1.0, 50_000
+_SLOPE, _EVEN, _AT_LARGE = 2.0, -0.5, 0.3
 
 
 class PromptTable:
@@ -168,3 +173,35 @@ class PromptBank:
             weight[:, classes[-len(fitted.coef_) :]] = fitted.coef_.T
             bias[classes[-len(fitted.coef_) :]] = fitted.intercept_
         return torch.from_numpy(weight), torch.from_numpy(bias)
+
+    def meaning_reader(self, categories):
+        """Logistic regressions that tell from what a prompt asks which categories it means, whether it names them or not.
+
+        Trained on all training phrases (or, without any, on what items are about), each of which describes an item, and so
+        means its categories. sigmoid(asked @ weight + bias) is how much a category counts as meant.
+
+        Args:
+            categories: bool tensor [V, C].
+
+        Returns:
+            weight float32 [D, C], bias float32 [C].
+        """
+        rows = self.phrase if (self.phrase != NO_PROMPT).any() else self.about[:, None]
+        item, column = np.nonzero(rows != NO_PROMPT)
+        some = slice(None, None, -(-len(item) // _MOST_PHRASES) or None)
+        phrases, has = self.asked[rows[item[some], column[some]]], categories[item[some]].float()
+        at_large = torch.logit(has.mean(0).nan_to_num(), eps=1e-4)
+        weight = torch.zeros(phrases.shape[1], has.shape[1], requires_grad=True)
+        bias = at_large.clone().requires_grad_()
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
+
+        def loss():
+            optimizer.zero_grad()
+            value = binary_cross_entropy_with_logits(phrases @ weight + bias, has, reduction="sum") + weight.square().sum() / (2 * _MEANING_C)
+            value.backward()
+            return value
+
+        with torch.enable_grad():
+            optimizer.step(loss)
+        threshold = _AT_LARGE * at_large + (1 - _AT_LARGE) * _EVEN
+        return _SLOPE * weight.detach(), _SLOPE * (bias.detach() - threshold)
