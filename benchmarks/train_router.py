@@ -2,12 +2,11 @@
 
     python benchmarks/train_router.py [--epochs=6] [--seed=2026] [--without=STYLE,STYLE,...] [--output=FILE]
 
-Trains on intents_train.tsv and intent_frames.txt of dataset/prompts and on training tags of dataset/movielens, in bfloat16 on one core, and writes the weights file whole.
+Trains on intents_train.tsv and intent_frames.txt of dataset/prompts alone, in bfloat16 on one core, and writes the weights file whole.
 --without= leaves styles out of training and measures on them. Everything here was chosen that way, or on intents_heldout.tsv
 and intents_heldout2.tsv, never on intents_heldout3.tsv. On another processor the sums come in another order, and the weights differ a little.
 """
 
-import csv
 import random
 import re
 import sys
@@ -22,7 +21,7 @@ from torch import nn
 from recbole_dpr.cli import parse_settings
 from recbole_dpr.prompts import clause_tagger
 from recbole_dpr.prompts.clause_tagger import OUTSIDE, begin, collate
-from recbole_dpr.prompts.templates import INTENTS, POSITIVE, Templates
+from recbole_dpr.prompts.templates import INTENTS, Templates
 from recbole_dpr.resources import dataset_dir
 from recbole_dpr.train.checkpoints import replacing
 
@@ -33,7 +32,6 @@ _FROZEN = 2  # layers that stay as they are, with the embeddings
 _AVERAGED_OVER = 50  # steps, about: what is kept is a moving average of the weights
 # chances of each change to a training text
 _SWAP, _JOIN, _CHATTER, _BARE, _TYPOS, _TYPO = 0.3, 0.15, 0.1, 0.15, 0.1, 0.03
-_BARE_DESCRIPTIONS = 700  # in an epoch: training tags of films as they stand, which many type instead of a sentence
 _SLOT = re.compile(r"(.*?)\{([+-]?)(s?)\}")
 _LINKS = (" ", " ", " ", "; ", ", ", " - ", ", and ", ", but ", " But ", " Also, ")
 
@@ -141,11 +139,11 @@ def example(reader, parts):
     return window, labels
 
 
-def train(reader, rows, frames, tags, epochs, seed):
+def train(reader, rows, frames, epochs, seed):
     """{name: float32 tensor} of the parameters that were trained, averaged; the reader's tagger is left as trained.
 
     Args:
-        reader: Reader, untrained; rows: as `router.read` gives them; frames: lines of intent_frames.txt; tags: descriptions of films.
+        reader: Reader, untrained; rows: as `router.read` gives them; frames: lines of intent_frames.txt.
     """
     torch.manual_seed(seed)
     rng, tagger = random.Random(seed), reader.tagger
@@ -164,14 +162,12 @@ def train(reader, rows, frames, tags, epochs, seed):
     averaged, weights = {name: p.clone() for name, p in master.items()}, list(master.values())
     groups = [([p for name, p in master.items() if name.startswith("layers") == body], rate) for body, rate in ((True, _LEARNING_RATE), (False, _HEAD_LEARNING_RATE))]
     optimizer = torch.optim.AdamW([{"params": params, "lr": rate} for params, rate in groups], weight_decay=_WEIGHT_DECAY, fused=True)
-    n_tags = min(_BARE_DESCRIPTIONS, len(tags))
-    steps = -(-(len(rows) + len(frames) + n_tags) // _BATCH) * epochs
+    steps = -(-(len(rows) + len(frames)) // _BATCH) * epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [rate for _, rate in groups], steps, pct_start=_WARM_UP)
     parts = [(parts_of(text, clauses), domain) for text, clauses, _, domain in rows]
     augment, start = Augmentation(parts, rng), time.time()
     for epoch in range(1, epochs + 1):
-        bare = [([(tag if rng.random() < 0.5 else tag.lower(), INTENTS[POSITIVE])], None) for tag in rng.sample(tags, n_tags)]
-        texts = parts + [(augment.filled(frame), None) for frame in frames] + bare
+        texts = parts + [(augment.filled(frame), None) for frame in frames]
         examples = [example(reader, augment(*own)) for own in texts]
         examples.sort(key=lambda own: len(own[0].pieces) * rng.uniform(0.8, 1.2))  # like lengths side by side
         batches = [examples[at : at + _BATCH] for at in range(0, len(examples), _BATCH)]
@@ -194,19 +190,12 @@ def train(reader, rows, frames, tags, epochs, seed):
     return averaged
 
 
-def _training_tags():
-    """What dataset/movielens says of films in the columns that train."""
-    with open(dataset_dir() / "movielens" / "tags.tsv", encoding="utf-8", newline="") as f:
-        films = list(csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return [film[facet] for film in films for facet in ("narrative", "atmosphere", "appeal") if film[facet]]
-
-
 def main(epochs=6, seed=2026, without="", output=clause_tagger.WEIGHTS):
     torch.set_num_threads(1)
     left_out = set(filter(None, without.split(",")))
     rows = read("intents_train")
     frames = (dataset_dir() / "prompts" / "intent_frames.txt").read_text(encoding="utf-8").splitlines()
-    trained = train(clause_tagger.untrained(), [row for row in rows if row[2] not in left_out], frames, _training_tags(), epochs, seed)
+    trained = train(clause_tagger.untrained(), [row for row in rows if row[2] not in left_out], frames, epochs, seed)
     with replacing(output) as temporary:
         save_file(clause_tagger.changes(clause_tagger.untrained().tagger, trained), temporary)
     print(f"written: {output}")
