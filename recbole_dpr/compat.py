@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
@@ -22,10 +21,12 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
+
+from recbole_dpr.import_watch import Overlay, after_import, watch
 
 __all__ = ["Patch", "applied", "apply"]
 
@@ -110,78 +111,6 @@ def _ignore(category: type[Warning], message: str = "", module: str = "") -> Non
     warnings.filterwarnings("ignore", message=message, category=category, module=module)
 
 
-class _Overlay(ModuleType):
-    """A module seen through, save for the names that are given anew.
-
-    Put in the place of `torch` or `pd` inside ONE RecBole module, it changes a function
-    for that module and for nobody else.
-    """
-
-    def __init__(self, base: ModuleType, **names: Any) -> None:
-        super().__init__(base.__name__)
-        self.__dict__.update(names, _base=base)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._base, name)
-
-
-Surround = Callable[[ModuleType], Any]  # a context manager around a module's execution
-
-
-class _ImportWatch:
-    """A finder that runs context managers around the execution of chosen modules."""
-
-    def __init__(self) -> None:
-        self.surrounds: dict[str, list[Surround]] = {}
-
-    def add(self, module: str, surround: Surround) -> None:
-        if self not in sys.meta_path:
-            sys.meta_path.insert(0, self)
-        self.surrounds.setdefault(module, []).append(surround)
-        if module in sys.modules:
-            with surround(sys.modules[module]):
-                pass
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name not in self.surrounds:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            self._wrap(spec.loader, self.surrounds[name])
-        return spec
-
-    @staticmethod
-    def _wrap(loader: Any, surrounds: list[Surround]) -> None:
-        execute = loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            with ExitStack() as stack:
-                for surround in surrounds:
-                    stack.enter_context(surround(module))
-                execute(module)
-
-        loader.exec_module = exec_module
-
-
-_watch = _ImportWatch()
-
-
-def _after_import(*modules: str) -> Callable[[Callable[[ModuleType], None]], Callable[[ModuleType], None]]:
-    """Run a function on each of the modules, as soon as it is imported."""
-
-    def register(action: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
-        @contextmanager
-        def surround(module: ModuleType) -> Iterator[None]:
-            yield
-            action(module)
-
-        for module in modules:
-            _watch.add(module, surround)
-        return action
-
-    return register
-
-
 # --- NumPy -----------------------------------------------------------------
 
 # The names that RecBole reads, and what they stood for.
@@ -229,11 +158,11 @@ def _fill_missing_values() -> None:
     pandas 2 still fills, with a FutureWarning.
     """
 
-    @_after_import("recbole.data.dataset.dataset")
+    @after_import("recbole.data.dataset.dataset")
     def patch(module: ModuleType) -> None:
         import pandas as pd
 
-        module.pd = _Overlay(pd, read_csv=_read_atomic_file)
+        module.pd = Overlay(pd, read_csv=_read_atomic_file)
         module.Dataset._fill_nan = _filling_first(module.Dataset._fill_nan)
         _ignore(pd.errors.ChainedAssignmentError, module=r"recbole\.data\.dataset")
         _ignore(FutureWarning, "A value is trying to be set on a copy", r"recbole\.data\.dataset")
@@ -279,7 +208,7 @@ def _lengths_per_row() -> None:
     """
     _ignore(FutureWarning, "using .* in Series.agg cannot aggregate", r"recbole\.data\.dataset")
 
-    @_after_import(
+    @after_import(
         "recbole.data.dataset.dataset",
         "recbole.data.dataset.kg_dataset",
         "recbole.data.dataset.sequential_dataset",
@@ -317,13 +246,13 @@ def _load_own_checkpoints() -> None:
     the RecBole modules that read checkpoints, not for anybody else.
     """
 
-    @_after_import(*_READ_CHECKPOINTS)
+    @after_import(*_READ_CHECKPOINTS)
     def patch(module: ModuleType) -> None:
         import torch
 
-        module.torch = _Overlay(torch, load=functools.partial(torch.load, weights_only=False))
+        module.torch = Overlay(torch, load=functools.partial(torch.load, weights_only=False))
 
-    @_after_import("recbole.quick_start.quick_start")
+    @after_import("recbole.quick_start.quick_start")
     def patch_quick_start(module: ModuleType) -> None:
         module.load_data_and_model = _trusting_the_file(module.load_data_and_model)
         _ignore(UserWarning, "Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", r"recbole\.quick_start")
@@ -370,7 +299,7 @@ def _restore_dok_update() -> None:
     adjacency matrices by it.
     """
 
-    @_after_import("recbole.model.abstract_recommender")
+    @after_import("recbole.model.abstract_recommender")
     def patch(module: ModuleType) -> None:
         from scipy.sparse import dok_matrix
 
@@ -419,7 +348,7 @@ def _do_without_unasked_packages() -> None:
     """
     for module, (package, install) in _UNASKED.items():
         if _missing(package):
-            _watch.add(module, functools.partial(_stand_in, package, install))
+            watch.add(module, functools.partial(_stand_in, package, install))
 
 
 @contextmanager
@@ -437,7 +366,7 @@ def _stand_in(package: str, install: str, module: ModuleType) -> Iterator[None]:
 @_patch("anomaly-mode", needed=lambda: True)
 def _keep_anomaly_mode() -> None:
     """Training is several times slower: RecBole's SINE, imported with all other models, turns anomaly detection on for the whole process."""
-    _watch.add("recbole.model.sequential_recommender.sine", _anomaly_mode_kept)
+    watch.add("recbole.model.sequential_recommender.sine", _anomaly_mode_kept)
 
 
 @contextmanager
@@ -457,11 +386,11 @@ def _anomaly_mode_kept(module: ModuleType) -> Iterator[None]:
 def _report_to_ray() -> None:
     """TypeError: report() got an unexpected keyword argument, in quick_start.objective_function under a current Ray."""
 
-    @_after_import("recbole.quick_start.quick_start")
+    @after_import("recbole.quick_start.quick_start")
     def patch(module: ModuleType) -> None:
         tune = module.tune
         if "metrics" in inspect.signature(tune.report).parameters:
-            module.tune = _Overlay(tune, report=lambda **metrics: tune.report(metrics))
+            module.tune = Overlay(tune, report=lambda **metrics: tune.report(metrics))
 
 
 class _NoLog:
@@ -493,7 +422,7 @@ def parsing_in_c() -> Iterator[None]:
     def read_csv(*args: Any, **kwargs: Any) -> Any:
         return original.read_csv(*args, **{**kwargs, "engine": "c" if len(kwargs["delimiter"]) == 1 else kwargs["engine"]})
 
-    module.pd = _Overlay(original, read_csv=read_csv)
+    module.pd = Overlay(original, read_csv=read_csv)
     try:
         yield
     finally:

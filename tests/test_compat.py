@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_dpr import compat, doctor, resources
+from recbole_dpr import compat, doctor, import_watch, resources
 from recbole_dpr.errors import UserError, unknown
 
 compat.apply()
@@ -261,18 +261,18 @@ def test_module_is_patched_when_imported_or_at_once(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     seen = []
 
-    compat._after_import("some_module")(lambda module: seen.append(module.value))
+    import_watch.after_import("some_module")(lambda module: seen.append(module.value))
     assert seen == []
     importlib.import_module("some_module")
     assert seen == [1]
-    compat._after_import("some_module")(lambda module: seen.append(module.__name__))
+    import_watch.after_import("some_module")(lambda module: seen.append(module.__name__))
     assert seen == [1, "some_module"]
 
 
 def test_apply_twice_is_apply_once():
-    before = {name: len(actions) for name, actions in compat._watch.surrounds.items()}
+    before = {name: len(actions) for name, actions in import_watch.watch.surrounds.items()}
     compat.apply()
-    assert before == {name: len(actions) for name, actions in compat._watch.surrounds.items()}
+    assert before == {name: len(actions) for name, actions in import_watch.watch.surrounds.items()}
 
 
 def test_every_patch_has_a_name_and_a_one_line_reason():
