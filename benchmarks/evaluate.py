@@ -17,8 +17,8 @@ from tabulate import tabulate
 
 from recbole_dpr.cli import parse_settings
 from recbole_dpr.config import make_config
-from recbole_dpr.evaluation import methods
 from recbole_dpr.data.dataset import TEST, VALID
+from recbole_dpr.evaluation import methods
 from recbole_dpr.evaluation.evaluator import Evaluator
 from recbole_dpr.evaluation.queries import prompts_for
 from recbole_dpr.materials import prepare_queries, read_sequences
@@ -69,14 +69,16 @@ def main(folder, settings):
 
 def _random_prompts(materials, size):
     """Vectors for the bank's texts, and a PromptTable of what they ask for if each is read right: the category's name, the bare tag."""
-    bank, means = materials.bank, {}
+    bank, read = materials.bank, []
     for part, sets in ((VALID, materials.valid), (TEST, materials.test)):
         for prompted in sets:
             if prompted.kind == "category":
-                means.update(zip(prompted.prompt, bank.category[prompted.queries.intent][prompted.queries.category, 0]))
+                read.append((prompted.prompt, bank.category[prompted.queries.intent][prompted.queries.category, 0]))
             elif prompted.kind == "tag":
-                means.update(zip(prompted.prompt, prompts_for(bank, prompted.queries, "tag", part, "bare")[0]))
-    meant = torch.tensor([means.get(row, row) for row in range(len(bank.all_texts))])
+                read.append((prompted.prompt, prompts_for(bank, prompted.queries, "tag", part, "bare")[0]))
+    meant = torch.arange(len(bank.all_texts))
+    for prompt, description in read:
+        meant[prompt] = torch.from_numpy(description)
     bank.vectors = _random(len(bank.all_texts), size)  # as large as a run has them
     distinct, row = torch.unique(meant, return_inverse=True)
     print(f"{len(meant):,} prompts, which ask for {len(distinct):,} things\n")

@@ -33,12 +33,10 @@ from recbole_dpr.cli import parse_settings
 from recbole_dpr.config import make_config
 from recbole_dpr.data.dataset import TRAIN, build_sequences
 from recbole_dpr.data.loaders import TrainingPrompts
-from recbole_dpr.materials import prepare_prompts, read_dataset, read_sequences
+from recbole_dpr.materials import attach, prepare_prompts, read_dataset, read_sequences
 from recbole_dpr.model import promptable
 from recbole_dpr.model.backbones import ItemVocabulary
 from recbole_dpr.precision import compute_dtype
-from recbole_dpr.prompts.item_text import LikelihoodText
-from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
 from recbole_dpr.run import machine, versions
 from recbole_dpr.train.trainer import StageTrainer
 from recbole_dpr.yamlfile import read_yaml
@@ -228,11 +226,7 @@ def stages(folder, model, length, rounds, limit, settings):
     materials, _ = prepare_prompts(config, sequences, show_progress=True)
     bank = materials.bank
     model = _untrained(config, sequences, bank.vectors.shape[1])
-    if model.item_weights is not None:
-        readers = [bank.category_reader(intent) for intent in (POSITIVE, NEGATIVE)]
-        categories = torch.from_numpy(sequences.categories)
-        model.attach_items(LikelihoodText(bank, config["device"]), categories, readers, bank.meaning_reader(categories))
-    model.attach_prompts(bank.asked, None, materials.tagger)
+    attach(model, materials)
     model.start_prompting()
     rows, results = [], {number: [] for number in (1, 2, 3)}
     with tempfile.TemporaryDirectory() as scratch:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from urllib.error import URLError
 
 import numpy as np
+import torch
 
 from recbole_dpr.data.cache import cached
 from recbole_dpr.data.dataset import TEST, VALID, FlatDataset, Sequences, build_sequences, check_files
@@ -15,8 +16,9 @@ from recbole_dpr.evaluation.queries import PROMPT_KINDS, build_queries
 from recbole_dpr.prompts import description
 from recbole_dpr.prompts.bank import PromptBank
 from recbole_dpr.prompts.encoder import PromptEncoder
+from recbole_dpr.prompts.item_text import LikelihoodText
 from recbole_dpr.prompts.tags import load_item_texts
-from recbole_dpr.prompts.templates import Templates
+from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE, Templates
 
 _TEMPLATE_STREAM, _TAGGER_STREAM = 7, 8  # random streams of the bank and the tagger, apart from those of the evaluation set
 
@@ -91,6 +93,16 @@ def prepare_prompts(config, sequences, show_progress):
     tagger = description.fitted(encoder, description.examples(bank, rng), config["seed"], show_progress)
     bank.embed(encoder, show_progress, lambda texts: description.read(tagger, encoder, texts, show_progress), with_tokens)
     return replace(materials, tagger=tagger), encoder
+
+
+def attach(model, materials):
+    """Give a DPR model its item side, if it has one, and its prompt table, from embedded materials."""
+    bank, device = materials.bank, model.item_embedding.weight.device
+    if model.item_weights is not None:
+        categories = torch.from_numpy(materials.sequences.categories)
+        readers = [bank.category_reader(intent) for intent in (POSITIVE, NEGATIVE)]
+        model.attach_items(LikelihoodText(bank, device), categories, readers, bank.meaning_reader(categories))
+    model.attach_prompts(bank.asked, bank.tokens, materials.tagger)
 
 
 def item_descriptions(sequences):

@@ -23,13 +23,12 @@ from recbole_dpr.errors import UserError
 from recbole_dpr.evaluation import methods, report
 from recbole_dpr.evaluation.evaluator import Evaluator
 from recbole_dpr.evaluation.queries import PROTOCOL_KEYS
-from recbole_dpr.materials import prepare_prompts, read_sequences
+from recbole_dpr.materials import attach, prepare_prompts, read_sequences
 from recbole_dpr.model import is_promptable, promptable
 from recbole_dpr.model.backbones import ItemVocabulary
-from recbole_dpr.prompts.intent import router
 from recbole_dpr.prompts.bank import PromptTable
-from recbole_dpr.prompts.item_text import DescriptionText, LikelihoodText, MeanText
-from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
+from recbole_dpr.prompts.intent import router
+from recbole_dpr.prompts.item_text import DescriptionText, MeanText
 from recbole_dpr.serving import recommender
 from recbole_dpr.train import checkpoints
 from recbole_dpr.train.trainer import StageTrainer
@@ -139,11 +138,7 @@ class _Run:
         config["prompt_size"], config["n_categories"] = bank.vectors.shape[1], len(self.sequences.category_names)
         init_seed(config["seed"], config["reproducibility"])
         self.model = promptable(config["model"])(config, ItemVocabulary(self.sequences.n_items, config)).to(config["device"])
-        if self.model.item_weights is not None:
-            categories = torch.from_numpy(self.sequences.categories)
-            readers = [bank.category_reader(intent) for intent in (POSITIVE, NEGATIVE)]
-            self.model.attach_items(LikelihoodText(bank, config["device"]), categories, readers, bank.meaning_reader(categories))
-        self.model.attach_prompts(bank.asked, bank.tokens, self.materials.tagger)
+        attach(self.model, self.materials)
         self.evaluator = Evaluator(self.sequences, config)
 
     def _stages(self):

@@ -146,7 +146,7 @@ def test_prompted_baselines_have_every_prompted_query(finished, method):
 @pytest.mark.parametrize("token_keys", [False, True])
 def test_random_prompts_tell_the_model_nothing_of_the_prompt(token_keys):
     items = torch.zeros(7, 5)
-    sizes = {"item_vector_size": 5, "item_side": items[:, 5:], "text_size": 0, "item_vectors": lambda: items, "item_matrix": lambda: items}
+    sizes = {"item_side": items[:, 5:], "text_size": 0, "backbone_items": lambda: items, "item_matrix": lambda: items}
     model = SimpleNamespace(prompt_vectors=PromptTable(torch.randn(9, 4)), token_keys=token_keys, tokens_of=None, **sizes)
     first, again, other = (methods.RandomPrompts(None, None, model, seed) for seed in (1, 1, 2))
     prompt = torch.tensor([3, 5, 3])

@@ -12,11 +12,11 @@ import tiny
 from recbole_dpr.config import make_config
 from recbole_dpr.data.dataset import NO_ITEM, TRAIN
 from recbole_dpr.data.loaders import PackedBatch, PackedLoader, PromptedTargets, TrainingPrompts
+from recbole_dpr.evaluation import methods
 from recbole_dpr.materials import prepare_queries, read_sequences
 from recbole_dpr.model import MODELS
 from recbole_dpr.model.backbones import ItemVocabulary
 from recbole_dpr.model.dpr import INTENT, PROMPT
-from recbole_dpr.evaluation import methods
 from recbole_dpr.prompts.bank import NO_PROMPT, PromptTable
 from recbole_dpr.prompts.item_text import LikelihoodText
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
@@ -162,6 +162,26 @@ def test_prompted_loss_is_the_plain_softmax(data, intent, item_text, two_towers)
             targets = part.targets[n][part.targets[n] != NO_ITEM]
             losses.append(-log_p[targets].mean())
     torch.testing.assert_close(found, torch.stack(losses).mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_is_kept_of_what_was_attached_before(data):
+    """The loss after items or prompts are attached again is that of a model which never had others."""
+    part = prompts_of(data[1], POSITIVE)
+    state, loss = torch.randn(120, 16), lambda model: model._prompted_loss(state, model.item_embedding.weight, part)
+    model = build(data)
+    expected, text, side = loss(model), model.item_text, model.item_side.clone()
+    other = SimpleNamespace(vectors=100 * text.vectors, offsets=100 * text.offsets, phrases=text.phrases, without=text.without)
+    readers = [(reader[:-1], reader[-1]) for reader in model.category_reader.clone()]
+    meaning = model.meaning_reader[:-1].clone(), model.meaning_reader[-1].clone()
+    model.attach_items(other, side[:, D + 1 :], readers, meaning)
+    assert abs(loss(model) - expected) > 1e-3
+    model.attach_items(text, side[:, D + 1 :], readers, meaning)
+    torch.testing.assert_close(loss(model), expected)
+    known = model.prompt_vectors
+    model.attach_prompts(PromptTable(known.vectors.flip(0)))
+    assert abs(loss(model) - expected) > 1e-3
+    model.attach_prompts(known)
+    torch.testing.assert_close(loss(model), expected)
 
 
 def interaction(sequences, **fields):

@@ -233,7 +233,7 @@ def test_a_category_reader_without_phrases_or_with_one_category(encoder):
         assert (found.argmax(-1) == torch.arange(len(names))[:, None]).all()
 
 
-def test_the_meaning_reader_is_a_logistic_regression_of_phrases(monkeypatch):
+def test_the_meaning_reader_is_a_logistic_regression_of_phrases():
     """Each category on its own, as scikit-learn fits it; then how much it counts as meant, about a threshold."""
     rng = np.random.default_rng(0)
     phrase = np.arange(120).reshape(40, 3)

@@ -115,9 +115,14 @@ class PrefixBatch(PackedBatch):
 _WIDTHS = 8
 
 
-def wide(length, max_length):
+def _wide(length, max_length):
     """The width of a batch whose longest row has `length` items."""
     return min(-(-length // _WIDTHS) * _WIDTHS, max_length)
+
+
+def in_few_widths(item_seq, max_length):
+    """Histories int64 [B, T], padded with 0 on the right, at a width that other batches have too, of at most `max_length`."""
+    return np.pad(item_seq, ((0, 0), (0, _wide(item_seq.shape[1], max_length) - item_seq.shape[1])))
 
 
 def _stretches(sequences, max_length):
@@ -158,7 +163,7 @@ class PackedLoader:
         """Batches of consecutive rows of `order` with at most `batch_size` positions, padding included."""
         batches, batch, longest = [], [], 0
         for row, length in zip(order.tolist(), self.lengths[order].tolist()):
-            if batch and (len(batch) + 1) * wide(max(longest, length), self.max_length) > self.batch_size:
+            if batch and (len(batch) + 1) * _wide(max(longest, length), self.max_length) > self.batch_size:
                 batches.append(np.array(batch))
                 batch, longest = [], 0
             batch.append(row)
@@ -174,7 +179,7 @@ class PackedLoader:
 
     def _batch(self, rows, rng):
         lengths = self.lengths[rows]
-        steps = np.arange(wide(lengths.max(), self.max_length))
+        steps = np.arange(_wide(lengths.max(), self.max_length))
         position = self.starts[rows][:, None] + steps  # [B, T] of the input; its target is the next one
         real = steps < lengths[:, None]
         item_seq = np.where(real, self.sequences.items[np.minimum(position, len(self.sequences.items) - 1)], 0)
@@ -225,7 +230,7 @@ class PrefixLoader:
     def _batch(self, position, rng):
         rows = np.arange(len(position))
         item_seq, lengths = self.sequences.histories(position, self.max_length)
-        item_seq = np.pad(item_seq, ((0, 0), (0, wide(item_seq.shape[1], self.max_length) - item_seq.shape[1])))
+        item_seq = in_few_widths(item_seq, self.max_length)
         prompted = self._prompts.draw(rows, position, rng) if self._prompts else []
         item_seq, rows, targets, lengths = map(torch.from_numpy, (item_seq, rows, self.sequences.items[position], lengths))
         return PrefixBatch(item_seq, rows, targets, prompted, lengths)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from recbole_dpr import distributed
 from recbole_dpr.data.dataset import NO_ITEM, ranges_of
-from recbole_dpr.data.loaders import wide
+from recbole_dpr.data.loaders import in_few_widths
 from recbole_dpr.evaluation.metrics import best_items, hits, ranking_metrics
 from recbole_dpr.evaluation.queries import QuerySet, prompts_for
 from recbole_dpr.model.backbones import AllPositions
@@ -111,8 +111,7 @@ class Evaluator:
             for start in range(0, len(mine), at_once):
                 block = mine[start : start + at_once]
                 item_seq, ends = self.sequences.histories(positions[longest[block]], self.max_length)
-                item_seq = np.pad(item_seq, ((0, 0), (0, wide(item_seq.shape[1], self.max_length) - item_seq.shape[1])))
-                item_seq = torch.from_numpy(item_seq).to(device)
+                item_seq = torch.from_numpy(in_few_widths(item_seq, self.max_length)).to(device)
                 if several:
                     sequence, rows = map(torch.from_numpy, ranges_of(first[block], count[block], order))
                     states = model.states(item_seq)[sequence.to(device), torch.from_numpy(lengths).to(device)[rows.to(device)] - 1]

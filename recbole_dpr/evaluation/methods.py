@@ -10,8 +10,7 @@ import torch
 
 from recbole_dpr.prompts.bank import NO_PROMPT, PromptTable
 
-
-_ROWS = 64
+_ROWS_AT_ONCE = 64  # whose fit is copied out of that of their prompts
 
 
 class StateTable:
@@ -75,7 +74,7 @@ class Prompted:
         self.states, self.answering, self.model = states, answering or states, model
         self.prompts, self.plain = model.prompt_vectors, model.item_matrix()
         self.text = model.item_side[:, : model.text_size + 1]
-        self.learned = torch.cat([model.item_vectors()[:, : -model.item_side.shape[1] or None], model.item_side[:, model.text_size + 1 :]], dim=1)
+        self.learned = torch.cat([model.backbone_items(), model.item_side[:, model.text_size + 1 :]], dim=1)
 
     def score(self, prompted, rows):
         """As `Promptable.full_sort_predict`, but the fit of the text is found once for each distinct prompt of the batch."""
@@ -90,8 +89,8 @@ class Prompted:
         scores = torch.cat([own, weights[:, 1:]], dim=1) @ self.learned.T
         distinct, row = torch.unique(self.prompts.row[prompt], return_inverse=True)
         fit = torch.addmm(self.text[:, -1], self.prompts.vectors[distinct], self.text[:, :-1].T)
-        for part in range(0, len(scores), _ROWS):  # not all rows of `fit` a second time at once
-            here = slice(part, part + _ROWS)
+        for start in range(0, len(scores), _ROWS_AT_ONCE):
+            here = slice(start, start + _ROWS_AT_ONCE)
             scores[here].addcmul_(fit[row[here]], weights[here, :1])
         return scores
 

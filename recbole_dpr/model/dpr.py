@@ -71,7 +71,8 @@ class Promptable:
         self.prompt_vectors = PromptTable(torch.zeros(0, prompt_size))
         # the average user, who stands in for one without a history: unprompted, prompted
         self.register_buffer("mean_states", torch.zeros(2, self.state_size))
-        self.item_text = self.prompt_tokens = self.text_fits = self.texts_without = None
+        self.item_text = self.prompt_tokens = None
+        self.forget_texts()
         self.prompt_noise = 0.0
         self.train_backbone = True
         self.unprompted_weight = config["unprompted_weight"]
@@ -91,6 +92,7 @@ class Promptable:
             text: ItemText; categories: bool [V, C].
             category_reader: for each intent what `PromptBank.category_reader` returns; meaning_reader: as from `PromptBank`.
         """
+        self.forget_texts()
         self.item_text = text
         self.item_side.copy_(torch.cat([text.vectors, text.offsets[:, None], categories.to(text.vectors)], dim=1))
         self.category_reader.copy_(torch.stack([torch.cat([weight, bias[None]]) for weight, bias in category_reader]))
@@ -105,6 +107,7 @@ class Promptable:
             tokens: with token keys, of its U distinct ones (float16 [total, D], int64 [U + 1] offsets).
             tagger: DescriptionTagger that found in the prompts what they ask for; kept for requests to come.
         """
+        self.forget_texts()
         self.prompt_vectors = vectors.to(self.item_embedding.weight.device)
         self.prompt_tokens = tokens
         if self.tagger is not None:
@@ -117,14 +120,11 @@ class Promptable:
             self.prompted_backbone.load_state_dict({name: value for name, value in self.state_dict().items() if name in own})
 
     def forget_texts(self):
-        """Begin the tables anew that training keeps of the items' text.
+        """Drop the tables that training keeps of the items' text; the next batch begins them anew.
 
         Called with each epoch, so that its bits do not depend on the calls that filled them, and at a stage's end for the memory.
         """
-        if self.item_text is not None:
-            low = self.softmax_dtype.itemsize
-            self.text_fits = KeptRows(len(self.prompt_vectors.vectors), self._fits_of, _KEPT_BYTES // (low * self.n_items))
-            self.texts_without = KeptRows(self.item_text.phrases.numel(), self._texts_without, _KEPT_BYTES // (4 * self.text_size))
+        self.text_fits = self.texts_without = None
 
     @property
     def answering(self):
@@ -198,8 +198,12 @@ class Promptable:
 
     def item_vectors(self):
         """[V, R]: the item half of the dot product."""
-        own = [] if self.prompted_backbone is None else [self.prompted_backbone.item_matrix()]
-        return torch.cat([self.item_matrix(), *own, self.item_side], dim=1)
+        return torch.cat([self.backbone_items(), self.item_side], dim=1)
+
+    def backbone_items(self):
+        """[V, R - S]: the part of `item_vectors` that the backbones learned."""
+        own = self.item_matrix()
+        return own if self.prompted_backbone is None else torch.cat([own, self.prompted_backbone.item_matrix()], dim=1)
 
     def unprompted_vectors(self, state):
         """[B, R]: the user half without a prompt; score = the backbone's own."""
@@ -325,7 +329,9 @@ class Promptable:
             weight: [M]; prompt: [M or more, D], without noise; part: PromptedTargets, of which the first M have text.
         """
         if self.text_fits is None:
-            self.forget_texts()
+            low = self.softmax_dtype.itemsize
+            self.text_fits = KeptRows(len(self.prompt_vectors.vectors), self._fits_of, _KEPT_BYTES // (low * self.n_items))
+            self.texts_without = KeptRows(self.item_text.phrases.numel(), self._texts_without, _KEPT_BYTES // (4 * self.text_size))
         # row 0 is the padding, whose text is 0
         own_item, own_fit = weight.new_zeros(len(weight), dtype=torch.int64), torch.zeros_like(weight)
         quoting = torch.nonzero(part.own_number[: len(weight)] != NO_PROMPT).squeeze(1)

@@ -86,7 +86,7 @@ class ItemSideWeights(nn.Module):
         nn.init.zeros_(self.output[-1].bias)
 
     def forward(self, prompt, named):
-        weights = self.output(self.prompt(prompt) + self.named(named)).float()  # the gate in whole steps of float32, whatever computed it
+        weights = self.output(self.prompt(prompt) + self.named(named)).float()  # 1 + gate in bfloat16 has steps of 1/128
         return torch.cat([self.scale * (1 + weights[:, :1]) * named[:, -1:], weights[:, 1:]], dim=1)
 
 
