@@ -79,7 +79,7 @@ def _random_prompts(materials, size):
     meant = torch.arange(len(bank.all_texts))
     for prompt, description in read:
         meant[prompt] = torch.from_numpy(description)
-    bank.vectors = _random(len(bank.all_texts), size)  # as large as a run has them
+    bank.vectors = torch.randn(len(bank.all_texts), size, dtype=torch.float16)  # as large as a run has them
     distinct, row = torch.unique(meant, return_inverse=True)
     print(f"{len(meant):,} prompts, which ask for {len(distinct):,} things\n")
     return PromptTable(_random(len(distinct), size), row)

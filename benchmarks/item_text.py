@@ -50,7 +50,7 @@ def main(folder, settings):
     for name, (kind, about, prompts, grid) in forms.items():
 
         def tuned(phrase, prompted):
-            text = kind(SimpleNamespace(phrase=phrase, about=about, vectors=bank.vectors))
+            text = kind(SimpleNamespace(phrase=phrase, about=about, asked=bank.asked))
             return methods.tuned_weight(evaluator, base, methods.TextFit(text, prompts), [prompted], grid)[1]
 
         parts = [(tuned(np.delete(bank.phrase, column, 1), part), len(part)) for column, part in _by_column(bank, sets["POS/tag"])]

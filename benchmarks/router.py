@@ -31,17 +31,17 @@ from recbole_dpr.errors import UserError
 from recbole_dpr.prompts.intent import Clause, router
 from recbole_dpr.resources import dataset_dir
 
-_HELD_OUT = ("intents_heldout", "intents_heldout2", "intents_heldout3")
+_HELD_OUT = ("intents_heldout", "intents_heldout2", "intents_heldout3", "intents_heldout4")
 _ENOUGH = 0.5  # F1 over words of a clause that counts as found
 _TIMED, _WARM_UP = 200, 10
 MEASURES = ("intent", "exact", "split", "split exact", "clauses")
 
 
-def read(name):
-    """[(text, [Clause, …], style, domain), …] of a corpus of dataset/prompts."""
-    with open(dataset_dir() / "prompts" / f"{name}.tsv", encoding="utf-8", newline="") as f:
+def read(name, folder="prompts"):
+    """[(text, [Clause, …], style, domain), …] of a corpus in a folder of dataset/."""
+    with open(dataset_dir() / folder / f"{name}.tsv", encoding="utf-8", newline="") as f:
         rows = list(csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return [(row["text"], [Clause(*part.split("||")) for part in row["clauses"].split(" ## ")], row["style"], row["domain"]) for row in rows]
+    return [(row["text"], [Clause(*part.split("||")) for part in row["clauses"].split(" ## ")], row["style"], row.get("domain", "films")) for row in rows]
 
 
 def judge(reference, found):

@@ -2,7 +2,8 @@
 
     python benchmarks/time_to_quality.py [--models=SASRec,GRU4Rec] [--dataset=ml-100k] [--epochs=100] [--file=FILE.json]
 
-Quality is NDCG@10 of the next item on the validation part, by our evaluator on both sides; its time is not counted. RecBole
+Quality is NDCG@10 of the next item on the validation part, by our evaluator on both sides; its time is not counted. Seconds are
+of the processor: give OMP_NUM_THREADS=1, and other jobs disturb neither side much. RecBole
 trains by its own recipe, one row per prefix, until ten epochs (its `stopping_step`) bring nothing better, or for `epochs`.
 Ours is stage 1 of DPR_<model> with its defaults (--stage1='{epochs: 6}' for others). FILE (default: time_to_quality.json)
 keeps every epoch as it ends, and RecBole's weights lie beside it: the same command goes on after an interruption.
@@ -40,7 +41,7 @@ class Record:
     """Epochs of all curves, on disk as they end.
 
     Attributes:
-        curves: dict "side model" -> list of dicts: seconds (of training alone) and score of an epoch.
+        curves: dict "side model" -> list of dicts: processor seconds (of training alone) and score of an epoch.
     """
 
     def __init__(self, file):
@@ -79,9 +80,9 @@ def recbole_curve(record, model, dataset_name, most, settings):
     record.curves[name] = record.curves.get(name, [])[:done]  # the record may be an epoch ahead of the weights
     for epoch in range(done, most):
         init_seed(config["seed"] + epoch, config["reproducibility"])
-        start = time.perf_counter()
+        start = time.process_time()
         recboles.trainer._train_epoch(recboles.train_data, epoch)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         recboles.model.eval()
         record.add(name, seconds, score(recboles))
         recboles.trainer._save_checkpoint(epoch)
@@ -106,9 +107,9 @@ def our_curve(record, model, dataset_name, settings):
     loader = ours.loader(sequences, config, config["stage1"], (config["seed"], 1))
     score = _quality(sequences, config, lambda evaluator, sets: methods.Base(methods.StateTable(evaluator, ours, sets), ours.item_matrix().detach()))
     for epoch in range(epochs):
-        start = time.perf_counter()
+        start = time.process_time()
         trainer._train_epoch(loader, epoch)
-        record.add(name, time.perf_counter() - start, score(ours))
+        record.add(name, time.process_time() - start, score(ours))
     shutil.rmtree(scratch)
 
 

@@ -117,7 +117,7 @@ def test_description_is_title_and_categories_and_tags_without_wishes():
     """Two tags and a wish: the cosine with the mean of the description and the tags; a tag that is quoted can be left out."""
     vectors = torch.nn.functional.normalize(torch.randn(8, 5), dim=1)
     phrase = np.array([[NO_PROMPT] * 3, [0, 1, 2], [3, NO_PROMPT, 4]])
-    bank = SimpleNamespace(phrase=phrase, about=np.array([NO_PROMPT, 6, 7]), vectors=vectors, tag=(np.zeros((3, 2, 2)),))
+    bank = SimpleNamespace(phrase=phrase, about=np.array([NO_PROMPT, 6, 7]), asked=PromptTable(vectors), tag=(np.zeros((3, 2, 2)),))
     text = DescriptionText(bank)
     expected = torch.nn.functional.normalize(torch.stack([vectors[6] + vectors[0] + vectors[1], vectors[7] + vectors[3]]), dim=1)
     torch.testing.assert_close(text.vectors[1:], expected)

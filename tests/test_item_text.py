@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from recbole_dpr.prompts.bank import NO_PROMPT
+from recbole_dpr.prompts.bank import NO_PROMPT, PromptTable
 from recbole_dpr.prompts.item_text import LikelihoodText, MeanText
 
 D = 5
@@ -26,7 +26,7 @@ def bank(n_items=40, n_phrases=4, missing=(), seed=0, scatter=(3.0, 0.3, 0.3, 0.
     for item, column in missing:
         table[item, column] = NO_PROMPT
     rows = table[:, -1] if about else np.full(n_items, NO_PROMPT)
-    return SimpleNamespace(phrase=table[:, :-1], about=rows, vectors=vectors.reshape(-1, D))
+    return SimpleNamespace(phrase=table[:, :-1], about=rows, asked=PromptTable(vectors.reshape(-1, D)))
 
 
 def fits(text, prompts):
@@ -35,7 +35,7 @@ def fits(text, prompts):
 
 def phrases_of(prompts):
     """[V, K + 1, D], item 0's among them though it has none; the last column is the text on the item."""
-    return prompts.vectors.reshape(len(prompts.phrase), -1, D)
+    return prompts.asked.vectors.reshape(len(prompts.phrase), -1, D)
 
 
 def test_mean_text_is_the_cosine():

@@ -49,7 +49,7 @@ def build(data, **keys):
     phrases = np.arange(3 * sequences.n_items).reshape(-1, 3)
     vectors = torch.nn.functional.normalize(torch.randn(max(P, phrases.size), D), dim=1)
     phrases[0] = NO_PROMPT
-    bank = SimpleNamespace(phrase=phrases, about=phrases[:, 0], vectors=torch.randn(phrases.size, D))
+    bank = SimpleNamespace(phrase=phrases, about=phrases[:, 0], asked=PromptTable(torch.randn(phrases.size, D)))
     if model.item_weights is not None:
         readers = [(torch.randn(D, 5), torch.randn(5)) for _ in range(2)]
         meaning = torch.randn(D, 4), torch.randn(4)

@@ -214,7 +214,7 @@ def test_the_category_reader_tells_what_is_named(encoder, intent):
     wishes = prompts.rows(prompts.texts.wishes["valid"][1:, 0])
     prompts.embed(encoder)
     weight, bias = prompts.category_reader(intent)
-    read = lambda rows: (prompts.vectors[rows] @ weight + bias).softmax(1)  # noqa: E731
+    read = lambda rows: (prompts.vectors[rows].float() @ weight + bias).softmax(1)  # noqa: E731
     for category, rows in enumerate(named):
         assert (read(rows).argmax(1) == category).float().mean() > 0.95
     if intent == POSITIVE:
@@ -228,7 +228,7 @@ def test_a_category_reader_without_phrases_or_with_one_category(encoder):
         prompts = PromptBank(Templates("film"), texts, names, NO_TITLES, np.random.default_rng(0))
         prompts.embed(encoder)
         weight, bias = prompts.category_reader(POSITIVE)
-        found = (prompts.vectors[prompts.category[POSITIVE]] @ weight + bias).softmax(-1)
+        found = (prompts.vectors[prompts.category[POSITIVE]].float() @ weight + bias).softmax(-1)
         assert (found[..., -1] == 0).all()
         assert (found.argmax(-1) == torch.arange(len(names))[:, None]).all()
 
@@ -242,19 +242,56 @@ def test_the_meaning_reader_is_a_logistic_regression_of_phrases():
     categories = torch.from_numpy(rng.random((40, 2)) < [0.3, 0.6])
     row, column = np.nonzero(phrase != NO_PROMPT)
     x, y = vectors[phrase[row, column]].numpy(), categories[row].numpy()
-    weight, bias = PromptBank.meaning_reader(SimpleNamespace(phrase=phrase, asked=PromptTable(vectors)), categories)
+    silent = SimpleNamespace(phrase=phrase, asked=PromptTable(vectors), requests=np.zeros(0, dtype=int), meant=np.zeros((0, 2), dtype=bool))
+    weight, bias = PromptBank.meaning_reader(silent, categories)
     for c in range(2):
         expected = LogisticRegression(C=1.0, tol=1e-6, max_iter=1000).fit(x, y[:, c])
         at_large = np.log(y[:, c].mean() / (1 - y[:, c].mean()))
         meant = 2 * (x @ expected.coef_[0] + expected.intercept_ - (0.3 * at_large + 0.7 * -0.5))
         np.testing.assert_allclose(x @ weight[:, c].numpy() + bias[c].item(), meant, atol=0.02)
+    # requests tell of the second category alone, or of both
+    rows, told = rng.permutation(120)[:50], rng.random((50, 2)) < 0.4
+    for some in ([1], [0, 1]):
+        meant = told & np.isin([0, 1], some)
+        telling = SimpleNamespace(phrase=phrase, asked=PromptTable(vectors), requests=rows, meant=meant)
+        found = PromptBank.meaning_reader(telling, categories)
+        for c in range(2):
+            if c in some:
+                expected = LogisticRegression(C=6.0, tol=1e-6, max_iter=1000).fit(vectors[rows].numpy(), meant[:, c])
+                np.testing.assert_allclose(found[0][:, c].numpy(), expected.coef_[0], atol=0.02)
+                np.testing.assert_allclose(found[1][c].item(), expected.intercept_[0], atol=0.02)
+            else:
+                torch.testing.assert_close(found[0][:, c], weight[:, c])
 
 
 def test_a_meaning_reader_without_phrases_reads_what_items_are_about():
     about, nothing = np.array([NO_PROMPT, 0, 1, 2, 3]), np.full((5, 3), NO_PROMPT)
     vectors = torch.eye(4)
     categories = torch.tensor([[0], [1], [1], [0], [0]], dtype=torch.bool)
-    weight, bias = PromptBank.meaning_reader(SimpleNamespace(phrase=nothing, about=about, asked=PromptTable(vectors)), categories)
+    silent = {"phrase": nothing, "asked": PromptTable(vectors), "requests": np.zeros(0, dtype=int), "meant": np.zeros((0, 1), dtype=bool)}
+    weight, bias = PromptBank.meaning_reader(SimpleNamespace(about=about, **silent), categories)
     assert ((vectors @ weight + bias)[:, 0] > (vectors @ weight + bias)[2, 0])[:2].all()
-    weight, bias = PromptBank.meaning_reader(SimpleNamespace(phrase=nothing, about=nothing[:, 0], asked=PromptTable(vectors)), categories)
+    weight, bias = PromptBank.meaning_reader(SimpleNamespace(about=nothing[:, 0], **silent), categories)
     assert (torch.sigmoid(vectors @ weight + bias) < 0.01).all()  # nothing is known, nothing is meant
+
+
+def test_requests_say_what_they_mean(tmp_path):
+    """Their clauses, and the whole where all of it has one intent; categories that a dataset lacks are nobody's."""
+    header = "\t".join(["item_id", "title", *(c for part in tags.TAG_COLUMNS.values() for c in part)])
+    (tmp_path / "tags.tsv").write_text(f"{header}\n1\tA\ta\tb\tc\td\te\tf\n")
+    requests = "text\tclauses\tcategories\nno guns, no ghosts\tguns||negative ## ghosts||negative\tAction|Western ## Horror\na barn, but no kissing\ta barn||positive ## kissing||negative\t- ## Romance\n"
+    (tmp_path / "requests.tsv").write_text(requests)
+    texts = load_item_texts(tmp_path, np.array(["[PAD]", "1"]), np.array(["", "A"], dtype=object), np.array(["", ""], dtype=object), "item_id")
+    assert texts.requests == [
+        ("guns", {"Action", "Western"}),
+        ("ghosts", {"Horror"}),
+        ("no guns, no ghosts", {"Action", "Western", "Horror"}),
+        ("a barn", set()),
+        ("kissing", {"Romance"}),
+    ]
+    prompts = PromptBank(Templates("film"), texts, ("Western", "Horror"), np.array(["", "A"], dtype=object), np.random.default_rng(0))
+    assert [prompts.all_texts[row] for row in prompts.requests] == [text for text, _ in texts.requests]
+    np.testing.assert_array_equal(prompts.meant, np.array([[1, 0], [0, 1], [1, 1], [0, 0], [0, 0]], dtype=bool))
+    (tmp_path / "requests.tsv").write_text(requests + "x\tx||positive\tWar ## Horror\n")
+    with pytest.raises(UserError, match="line 4: 1 clauses and 2 cells"):
+        load_item_texts(tmp_path, np.array(["[PAD]", "1"]), np.array(["", "A"], dtype=object), np.array(["", ""], dtype=object), "item_id")

@@ -161,13 +161,26 @@ class Promptable:
         Returns:
             fused state [N, k]; weights of the item side [N, 1 + C]: its text, its categories (None in the paper's form).
         """
+        return self.moved(state, *self.keys(prompt, tokens), intent), self.item_side_weights(prompt, named, intent)
+
+    def keys(self, prompt, tokens=None):
+        """What the cross-attention meets of prompts [N, D], whoever asks: [N, L, d], and its padding, bool [N, L] or None."""
         keys, padding = (prompt[:, None], None) if tokens is None else tokens
+        return self.projector(keys), padding
+
+    def moved(self, state, keys, padding, intent):
+        """States [N, k] fused with `keys`: [N, k]."""
         size = self.item_embedding.embedding_dim
-        fused = self.tower(intent, state[:, :size], self.projector(keys), padding)
-        fused = torch.cat([fused, state[:, size:]], dim=1)
-        if self.item_weights is None:
-            return fused, None
-        return fused, self.item_weights(intent, prompt, named)
+        return torch.cat([self.tower(intent, state[:, :size], keys, padding), state[:, size:]], dim=1)
+
+    def item_side_weights(self, prompt, named, intent):
+        """[N, 1 + C]: what prompts ask of the items' text, and of each category; None in the paper's form."""
+        return None if self.item_weights is None else self.item_weights(intent, prompt, named)
+
+    def item_side_vectors(self, prompt, intent):
+        """[N, S]: the part of `prompted_vectors` that meets the item side, whoever asks."""
+        weights = self.item_side_weights(prompt, self.heard(prompt, intent), intent)
+        return prompt[:, :0] if weights is None else _item_side_vectors(prompt, weights)
 
     def named(self, prompt, intent):
         """Which category prompts name: [N, C + 1] probabilities, the last of none; None in the paper's form."""
@@ -216,19 +229,20 @@ class Promptable:
             unprompted: [N, k] states of the unprompted backbone; state: [N, k] of the answering one (the same without
                 `decouple_backbone`).
         """
-        return nn.functional.pad(self._with_unprompted(unprompted, state), (0, self.item_side.shape[1]))
+        return nn.functional.pad(self.resting_part(unprompted, state), (0, self.item_side.shape[1]))
 
     def prompted_vectors(self, unprompted, state, prompt, intent, tokens=None):
         """[N, R]: the user half with a prompt [N, D]; arguments as for `resting_vectors` and `fuse`."""
         own, weights = self.prompted_parts(unprompted, state, prompt, intent, tokens)
-        return own if weights is None else torch.cat([own, weights[:, :1] * prompt, weights], dim=1)
+        return own if weights is None else torch.cat([own, _item_side_vectors(prompt, weights)], dim=1)
 
     def prompted_parts(self, unprompted, state, prompt, intent, tokens=None):
         """What `prompted_vectors` are made of: their part that meets the backbones' item vectors, and `fuse`'s weights of the item side."""
         fused, weights = self.fuse(state, prompt, self.heard(prompt, intent), intent, tokens)
-        return self._with_unprompted(unprompted, fused), weights
+        return self.resting_part(unprompted, fused), weights
 
-    def _with_unprompted(self, unprompted, state):
+    def resting_part(self, unprompted, state):
+        """[N, R - S]: the part of `resting_vectors` that meets the backbones' item vectors."""
         return state if self.prompted_backbone is None else torch.cat([self.unprompted_weight * unprompted, state], dim=1)
 
     @property
@@ -369,6 +383,11 @@ class Promptable:
     def full_sort_predict(self, interaction):
         """Scores of all items, [B, V]."""
         return self._vectors_for(interaction) @ self.item_vectors().T
+
+
+def _item_side_vectors(prompt, weights):
+    """What meets `item_side`, [N, S], of prompts [N, D] and weights [N, 1 + C]."""
+    return torch.cat([weights[:, :1] * prompt, weights], dim=1)
 
 
 def _affine(prompt, weights):

@@ -11,20 +11,22 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE, in_sentence
 
 NO_PROMPT = -1
+_ENCODED_AT_ONCE = 2**15  # texts whose float32 vectors are in memory at once
 # chosen on the held-out sentences and wishes: inverse strength of the penalty, and what the examples without a category
 # weigh together, those with one being 1
 _LOGISTIC_C, _NONE_WEIGHT = 40.0, 0.5
-# of `meaning_reader`: inverse strength of the penalty, by the likelihood of items left out; where a category counts as meant, by
-# dataset/prompts/category_wishes_dev.tsv: slope and place, the latter between fixed log-odds and those of the category at large
-_MEANING_C, _MOST_PHRASES = 1.0, 50_000
+# of `meaning_reader`: inverse strengths of the penalties, by the likelihood of items left out and of the wishes in
+# dataset/prompts/category_wishes_dev.tsv; where a category counts as meant that phrases tell of, by the latter: slope and place,
+# between fixed log-odds and those of the category at large
+_PHRASES_C, _REQUESTS_C, _MOST_PHRASES = 1.0, 6.0, 50_000
 _SLOPE, _EVEN, _AT_LARGE = 2.0, -0.5, 0.3
 
 
 class PromptTable:
-    """Vectors of prompts, of which many are the same: `table[rows]` are those of rows int64 [n] of the prompt table, [n, D].
+    """Vectors of prompts, of which many are the same: `table[rows]` are those of rows int64 [n] of the prompt table, float [n, D].
 
     Args:
-        vectors: float [U, D], the distinct ones; row: int64 [P], each prompt's among them; default each is one of its own.
+        vectors: float or float16 [U, D], the distinct ones; row: int64 [P], each prompt's among them; default each is one of its own.
     """
 
     def __init__(self, vectors, row=None):
@@ -34,7 +36,7 @@ class PromptTable:
         return len(self.row)
 
     def __getitem__(self, rows):
-        return self.vectors[self.row[rows]]
+        return self.vectors[self.row[rows]].float()
 
     def to(self, device):
         return PromptTable(self.vectors.to(device), self.row.to(device))
@@ -59,7 +61,9 @@ class PromptBank:
         wish: int64 [V, 3]: rows of the training wishes.
         phrase: int64 [V, 6]: rows of the bare training phrases, tags then wishes.
         about: int64 [V]: rows of the texts `about`.
-        vectors: float32 [P, D], from `embed`, of the texts.
+        requests: int64 [n], rows of the requests that say which categories they mean; meant: bool [n, C], which.
+        vectors: float16 [P, D], from `embed`, of the texts: what methods are told that read no descriptions, and the
+            largest table of a run (320,000 texts with all positions of ml-1m).
         asked: PromptTable of what they ask for, `descriptions`: P texts, U distinct ones.
         tokens: of these, float16 [total, D] and int64 [U + 1] offsets, or None.
     """
@@ -80,6 +84,8 @@ class PromptBank:
         self.wish = self.rows(wishes)
         self.phrase = np.concatenate([bare, self.wish], axis=1)
         self.about = self.rows(np.asarray(about, dtype=object))
+        self.requests = self.rows(np.array([text for text, _ in texts.requests], dtype=object))
+        self.meant = np.array([[name in meant for name in category_names] for _, meant in texts.requests], dtype=bool).reshape(-1, len(category_names))
 
     def row(self, text):
         """The row of a text, a new one if it has none; `NO_PROMPT` for ""."""
@@ -129,7 +135,8 @@ class PromptBank:
         self.descriptions = self._described(read) if read else texts
         number = {}  # of each distinct description
         row = torch.tensor([number.setdefault(text, len(number)) for text in self.descriptions], dtype=torch.int64)
-        self.vectors = torch.from_numpy(encoder.encode(texts, show_progress))
+        parts = [texts[start : start + _ENCODED_AT_ONCE] for start in range(0, len(texts), _ENCODED_AT_ONCE)]
+        self.vectors = torch.cat([torch.from_numpy(encoder.encode(part, show_progress)).half() for part in parts])
         self.asked = PromptTable(torch.from_numpy(encoder.encode(number, show_progress)), row)
         if with_tokens:
             flat, offsets = encoder.encode_tokens(number, show_progress)
@@ -138,12 +145,12 @@ class PromptBank:
     def _described(self, read):
         """P texts: the descriptions in all prompts.
 
-        Training phrases, names and what items are about stand as they are. So does every second training prompt for a
+        Training phrases, names, requests and what items are about stand as they are. So does every second training prompt for a
         category: sentences that the reading fails on have to be understood too.
         """
         texts = np.array(self.all_texts, dtype=object)
         whole = np.zeros(len(texts), dtype=bool)
-        for rows in (self.phrase, self.about, *(category[:, ::2] for category in self.category)):
+        for rows in (self.phrase, self.about, self.requests, *(category[:, ::2] for category in self.category)):
             whole[rows[rows != NO_PROMPT]] = True
         texts[~whole] = read(texts[~whole])
         return texts.tolist()
@@ -177,8 +184,9 @@ class PromptBank:
     def meaning_reader(self, categories):
         """Logistic regressions that tell from what a prompt asks which categories it means, whether it names them or not.
 
-        Trained on all training phrases (or, without any, on what items are about), each of which describes an item, and so
-        means its categories. sigmoid(asked @ weight + bias) is how much a category counts as meant.
+        Of categories that requests mean trained on those. Of others on all training phrases (or, without any, on what items
+        are about), each of which describes an item, and so may mean its categories. sigmoid(asked @ weight + bias) is how much a
+        category counts as meant.
 
         Args:
             categories: bool tensor [V, C].
@@ -186,22 +194,37 @@ class PromptBank:
         Returns:
             weight float32 [D, C], bias float32 [C].
         """
+        told = torch.from_numpy(self.meant.any(0))
+        if told.all():
+            return _regressions(self.asked[self.requests], torch.from_numpy(self.meant).float(), _REQUESTS_C)
         rows = self.phrase if (self.phrase != NO_PROMPT).any() else self.about[:, None]
         item, column = np.nonzero(rows != NO_PROMPT)
         some = slice(None, None, -(-len(item) // _MOST_PHRASES) or None)
-        phrases, has = self.asked[rows[item[some], column[some]]], categories[item[some]].float()
-        at_large = torch.logit(has.mean(0).nan_to_num(), eps=1e-4)
-        weight = torch.zeros(phrases.shape[1], has.shape[1], requires_grad=True)
-        bias = at_large.clone().requires_grad_()
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
+        has = categories[item[some]].float()
+        weight, bias = _regressions(self.asked[rows[item[some], column[some]]], has, _PHRASES_C)
+        weight, bias = _SLOPE * weight, _SLOPE * (bias - _AT_LARGE * _at_large(has) - (1 - _AT_LARGE) * _EVEN)
+        if told.any():
+            meant = torch.from_numpy(self.meant[:, told.numpy()]).float()
+            weight[:, told], bias[told] = _regressions(self.asked[self.requests], meant, _REQUESTS_C)
+        return weight, bias
 
-        def loss():
-            optimizer.zero_grad()
-            value = binary_cross_entropy_with_logits(phrases @ weight + bias, has, reduction="sum") + weight.square().sum() / (2 * _MEANING_C)
-            value.backward()
-            return value
 
-        with torch.enable_grad():
-            optimizer.step(loss)
-        threshold = _AT_LARGE * at_large + (1 - _AT_LARGE) * _EVEN
-        return _SLOPE * weight.detach(), _SLOPE * (bias.detach() - threshold)
+def _regressions(x, y, c):
+    """Logistic regressions of each column: x [n, D], y [n, C], c inverse strength of the penalty -> weight [D, C], bias [C]."""
+    weight, bias = torch.zeros(x.shape[1], y.shape[1], requires_grad=True), _at_large(y).requires_grad_()
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = binary_cross_entropy_with_logits(x @ weight + bias, y, reduction="sum") + weight.square().sum() / (2 * c)
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return weight.detach(), bias.detach()
+
+
+def _at_large(y):
+    """Log-odds of each column."""
+    return torch.logit(y.mean(0).nan_to_num(), eps=1e-4)

@@ -25,10 +25,10 @@ class ItemText:
     """
 
     def __init__(self, bank, device="cpu"):
-        self.phrases, self._about = torch.from_numpy(self._phrases(bank)), _rows_of(bank.vectors, torch.from_numpy(bank.about))
+        self.phrases, self._about = torch.from_numpy(self._phrases(bank)), _rows_of(bank.asked, torch.from_numpy(bank.about))
         self._count = (self.phrases != NO_PROMPT).sum(1)
-        self._sum = sum(_rows_of(bank.vectors, column) for column in self.phrases.T)
-        self._fit(bank.vectors)
+        self._sum = sum(_rows_of(bank.asked, column) for column in self.phrases.T)
+        self._fit(bank.asked)
         self.vectors, self.offsets = self._side(slice(None), self._sum, self._count)
         for name, value in vars(self).items():
             setattr(self, name, value.to(device))
@@ -50,7 +50,7 @@ class ItemText:
         return bank.phrase
 
     def _fit(self, prompts):
-        """Find what `_side` needs; it is kept as tensors."""
+        """Of a PromptTable, find what `_side` needs; it is kept as tensors."""
 
     def _side(self, items, total, count):
         """Vectors and offsets of items from the sums of their phrases and how many they are."""
@@ -100,7 +100,8 @@ class LikelihoodText(ItemText):
             count = self._count[several]
             self._mean = self._sum[several].sum(0) / count.sum()
             mean_of = self._sum / self._count.clamp(min=1)[:, None]
-            within = torch.zeros(prompts.shape[1], prompts.shape[1], dtype=torch.float64)
+            size = mean_of.shape[1]
+            within = torch.zeros(size, size, dtype=torch.float64)
             for column in self.phrases.T:
                 here = several & (column != NO_PROMPT)
                 apart = (prompts[column[here]] - mean_of[here]).double()

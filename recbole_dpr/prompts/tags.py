@@ -6,7 +6,7 @@ The columns of a part (train, valid, eval) serve that part alone. File form: dat
 import csv
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +26,12 @@ class ItemTexts:
     Attributes:
         tags: part -> object array [V, 3] of tag phrases (train, eval).
         wishes: part -> object array [V, 3 or 1] of first-person requests (train, valid, eval).
+        requests: [(text, set of category names), …], what people may ask of any item and the categories that they mean; they train.
     """
 
     tags: dict
     wishes: dict
+    requests: list = field(default_factory=list)
 
     @property
     def has_tags(self):
@@ -45,7 +47,7 @@ class ItemTexts:
 
 
 def load_item_texts(name, item_tokens, titles, years, id_column):
-    """Read tags.tsv and wishes.tsv and match their rows to items.
+    """Read tags.tsv, wishes.tsv and requests.tsv, and match the rows of the first two to items.
 
     Args:
         name: a folder, a name of the shipped ones below dataset/, or None for no texts.
@@ -72,6 +74,8 @@ def load_item_texts(name, item_tokens, titles, years, id_column):
     matched = _fill(texts.tags, TAG_COLUMNS, folder / "tags.tsv", item_tokens, titles, years, id_column)
     if (folder / "wishes.tsv").is_file():
         _fill(texts.wishes, WISH_COLUMNS, folder / "wishes.tsv", item_tokens, titles, years, id_column)
+    if (folder / "requests.tsv").is_file():
+        texts.requests.extend(_requests(folder / "requests.tsv"))
     if not matched:
         raise UserError(
             f"item_texts={name!r}: none of its rows matches an item of the dataset by '{id_column}'; "
@@ -104,10 +108,7 @@ def _fill(arrays, columns, path, item_tokens, titles, years, id_column):
     """Write the file's phrases into the rows of the items that they belong to; returns how many matched."""
     with open(path, encoding="utf-8", newline="") as f:
         rows = csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE)
-        needed = [id_column, *(c for part in columns.values() for c in part)]
-        missing = [c for c in needed if c not in (rows.fieldnames or ())]
-        if missing:
-            raise UserError(f"{path.name} in {path.parent}: no column {', '.join(missing)} (it has {', '.join(rows.fieldnames or ())})")
+        _check_columns(rows, path, [id_column, *(c for part in columns.values() for c in part)])
         if id_column == "title":
             keys = [title_key(t, y) for t, y in zip(titles[1:], years[1:])]
             key_of = lambda row: title_key(row["title"])  # noqa: E731
@@ -124,3 +125,24 @@ def _fill(arrays, columns, path, item_tokens, titles, years, id_column):
                 for part, names in columns.items():
                     arrays[part][item] = [row[c] or "" for c in names]
     return matched
+
+
+def _requests(path):
+    """What each clause of a request means, and the whole request where all of its clauses are of one intent."""
+    with open(path, encoding="utf-8", newline="") as f:
+        rows = csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE)
+        _check_columns(rows, path, ["text", "clauses", "categories"])
+        for line, row in enumerate(rows, start=2):
+            clauses = [clause.rpartition("||") for clause in row["clauses"].split(" ## ")]
+            meant = [set(cell.split("|")) - {"-"} for cell in row["categories"].split(" ## ")]
+            if len(clauses) != len(meant):
+                raise UserError(f"{path.name} in {path.parent}, line {line}: {len(clauses)} clauses and {len(meant)} cells of categories; one for each is needed, `-` for none")
+            yield from ((text, categories) for (text, _, _), categories in zip(clauses, meant))
+            if len({intent for _, _, intent in clauses}) == 1:
+                yield row["text"], set().union(*meant)
+
+
+def _check_columns(rows, path, needed):
+    missing = [c for c in needed if c not in (rows.fieldnames or ())]
+    if missing:
+        raise UserError(f"{path.name} in {path.parent}: no column {', '.join(missing)} (it has {', '.join(rows.fieldnames or ())})")

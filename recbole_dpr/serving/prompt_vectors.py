@@ -1,12 +1,12 @@
 """Vectors of the prompts that people typed: the latest in memory, never on disk."""
 
-from collections import OrderedDict
 from threading import Lock
 
 import numpy as np
 import torch
 
 from recbole_dpr.prompts import description
+from recbole_dpr.serving.memory import Memory
 
 _KEPT = 10_000  # texts; 15 MB with vectors of size 384
 
@@ -24,23 +24,17 @@ class PromptVectors:
 
     def __init__(self, encoder, tagger=None):
         self.encoder, self.tagger = encoder, tagger
-        self._known, self._knowing, self._encoding = OrderedDict(), Lock(), Lock()
+        self._known, self._encoding = Memory(_KEPT), Lock()
 
     def __call__(self, texts):
         """float32 [n, D]."""
         texts = [_encodable(text) for text in texts]
-        with self._knowing:
-            found = {text: self._known[text] for text in texts if text in self._known}
+        found = self._known.found(texts)
         missing = [text for text in dict.fromkeys(texts) if text not in found]
         if missing:
             with self._encoding:
                 found.update(zip(missing, self.encoder.encode(self._described(missing), cached=False)))
-        with self._knowing:
-            for text in found:
-                self._known[text] = found[text]
-                self._known.move_to_end(text)
-            while len(self._known) > _KEPT:
-                self._known.popitem(last=False)
+        self._known.keep(found)
         return np.stack([found[text] for text in texts])
 
     def tokens(self, texts):

@@ -24,6 +24,7 @@ from recbole_dpr.model.backbones import ItemVocabulary
 from recbole_dpr.prompts.encoder import PromptEncoder
 from recbole_dpr.prompts.intent import NLI_MODEL, Clause, parse_prompt, router
 from recbole_dpr.serving import known_users
+from recbole_dpr.serving.clause_parts import ClauseParts
 from recbole_dpr.serving.prompt_vectors import PromptVectors
 from recbole_dpr.serving.user_tower import UserTower
 from recbole_dpr.train.checkpoints import replacing
@@ -75,6 +76,10 @@ class Recommender:
         self._index = {item: row for row, item in enumerate(self.items, start=1)}
         with torch.no_grad():
             self._vectors = model.item_vectors()[1:].contiguous()  # [V, d]
+        # the columns of plain scores, of prompted ones, and of what a clause adds to both: a product over fewer is quicker
+        side = self._vectors.shape[1] - model.item_side.shape[1]
+        self._plain, self._learned = self._vectors[:, : model.state_size].contiguous(), self._vectors[:, :side].contiguous()
+        self._clauses = ClauseParts(model, self._prompts, self._vectors[:, side:])
 
     # --- what is known
 
@@ -198,7 +203,15 @@ class Recommender:
         return [self._answer(*answer, explain) for answer in zip(best.tolist(), rows.tolist(), ranks.tolist(), clauses)]
 
     def _scores(self, histories, clauses, strengths, exclude_seen, barred):
-        scores = self._user_vectors(histories, clauses, strengths) @ self._vectors.T
+        """[B, V]: `_user_vectors` times the items' vectors, of which a clause's part is added as it is kept."""
+        flat, intent, strength, owner = self._flat(clauses, strengths)
+        state, answering = self._tower.states(*self._histories(histories), prompted=bool(flat))
+        if flat:
+            keys, padding, asked = self._clauses(flat)
+            scores = self._tower.own_part(state, answering, keys, padding, intent, strength, owner) @ self._learned.T
+            scores.index_add_(0, owner, strength[:, None] * asked)
+        else:
+            scores = state @ self._plain.T
         if barred is not None:
             scores[:, barred] = -torch.inf
         if exclude_seen:
@@ -260,23 +273,31 @@ class Recommender:
     @torch.inference_mode()
     def _user_vectors(self, histories, clauses, strengths):
         """[B, d]."""
-        device = self._vectors.device
+        flat, intent, strength, owner = self._flat(clauses, strengths)
+        prompt, tokens = self._clauses.vectors([clause.text for clause in flat]) if flat else (None, None)
+        return self._tower(*self._histories(histories), prompt, intent, strength, owner, tokens)
+
+    def _histories(self, histories):
+        """The items that count: int64 [B, T], padded with 0 on the right, and their numbers, int64 [B]."""
         recent = [history[-self.max_length :] for history in histories]
         item_seq = torch.zeros(len(recent), max([1, *map(len, recent)]), dtype=torch.int64)
         for row, history in enumerate(recent):
             item_seq[row, : len(history)] = torch.tensor(history, dtype=torch.int64)
-        flat = [clause for parts in clauses for clause in parts]
-        texts, tokens = [clause.text for clause in flat], None
-        prompt = torch.from_numpy(self.prompt_vectors(texts)) if texts else torch.zeros(0, self.encoder.dim)
-        if texts and self.model.token_keys:
-            tokens = tuple(part.to(device) for part in self._prompts.tokens(texts))
-        experts = [clause.expert for clause in flat]
+        device = self._vectors.device
+        return item_seq.to(device), torch.tensor([len(history) for history in recent]).to(device)
+
+    def _flat(self, clauses, strengths):
+        """The N clauses of all requests, their intents (an int where they agree), strengths [N] and requests int64 [N].
+
+        Those of strength 0 are left out, so that without others an answer is the plain one to the last bit.
+        """
+        asked = [
+            (clause, s, row) for row, parts in enumerate(zip(clauses, strengths)) for clause, s in zip(*parts) if s > 0
+        ]
+        flat, strength, owner = zip(*asked) if asked else ((), (), ())
+        experts, device = [clause.expert for clause in flat], self._vectors.device
         intent = experts[0] if len(set(experts)) == 1 else torch.tensor(experts, dtype=torch.int64).to(device)
-        strength = torch.tensor([s for parts in strengths for s in parts], dtype=torch.float32)
-        owner = torch.tensor([row for row, parts in enumerate(clauses) for _ in parts], dtype=torch.int64)
-        lengths = torch.tensor([len(history) for history in recent])
-        item_seq, lengths, prompt, strength, owner = (tensor.to(device) for tensor in (item_seq, lengths, prompt, strength, owner))
-        return self._tower(item_seq, lengths, prompt, intent, strength, owner, tokens)
+        return flat, intent, torch.tensor(strength, dtype=torch.float32).to(device), torch.tensor(owner, dtype=torch.int64).to(device)
 
 
 def _parts(requests):

@@ -1,11 +1,17 @@
 """The user half of the dot product: a history and the clauses of a prompt -> one retrieval vector.
 
-Legend: B requests, T items of a history, N clauses of all requests, D size of the sentence encoder, R size of the
-retrieval vectors.
+Legend: B requests, T items of a history, N clauses of all requests, D size of the sentence encoder, k size of a
+backbone's states, S size of the item side, R size of the retrieval vectors.
 """
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
+
+from recbole_dpr.model.backbones import CausalSASRec
+from recbole_dpr.model.paired import PairedSASRec
+
+_PAIRED = 2_000  # items of all histories, up to which both backbones in one pass are quicker than one after the other
 
 
 class UserTower(nn.Module):
@@ -19,12 +25,13 @@ class UserTower(nn.Module):
     Above 1 only what the prompt moves grows; going on along that line would soon subtract the unprompted score.
 
     Args:
-        model: Promptable, in eval mode.
+        model: Promptable, in eval mode, with the weights that it will answer from.
     """
 
     def __init__(self, model):
         super().__init__()
-        self.model = model
+        self.model, other = model, model.prompted_backbone
+        self._pair = PairedSASRec([model, other]) if isinstance(other, CausalSASRec) else None
 
     def forward(self, item_seq, length, prompt, intent, strength, owner, tokens=None):
         """The vectors of B requests.
@@ -39,17 +46,33 @@ class UserTower(nn.Module):
         Returns:
             float [B, R].
         """
-        model, empty, length = self.model, (length == 0)[:, None], length.clamp(min=1)
-        state = torch.where(empty, model.mean_states[0], model.encode(item_seq, length))
+        state, answering = self.states(item_seq, length, prompted=owner.shape[0] > 0)
         if owner.shape[0] == 0:
-            return model.unprompted_vectors(state)
-        answering = torch.where(empty, model.mean_states[1], model.answering.encode(item_seq, length))
+            return self.model.unprompted_vectors(state)
         return self.combined(state, answering, prompt, intent, strength, owner, tokens)
 
+    def states(self, item_seq, length, prompted):
+        """[B, k] of the unprompted backbone, and of the answering one (None unless any is prompted); arguments as for `forward`."""
+        model, empty, length = self.model, (length == 0)[:, None], length.clamp(min=1)
+        exported = torch.compiler.is_compiling()  # for any number of requests
+        both = prompted and self._pair is not None and not exported and item_seq.numel() <= _PAIRED
+        states = self._pair(item_seq, length) if both else [model.encode(item_seq, length)]
+        if prompted and not both:
+            states.append(model.answering.encode(item_seq, length) if model.answering is not model else states[0])
+        states = [torch.where(empty, mean, state) for mean, state in zip(model.mean_states, states)]
+        return states if prompted else (*states, None)
+
     def combined(self, state, answering, prompt, intent, strength, owner, tokens=None):
-        """The same from states [B, k] of the unprompted backbone and of the answering one."""
-        model, plain = self.model, self.model.unprompted_vectors(state)
-        resting = model.resting_vectors(state, answering)
-        moves = model.prompted_vectors(state[owner], answering[owner], prompt, intent, tokens) - resting[owner]  # [N, R]
+        """What `forward` returns, from `states`, where any request is prompted."""
+        own = self.own_part(state, answering, *self.model.keys(prompt, tokens), intent, strength, owner)
+        asked = strength[:, None] * self.model.item_side_vectors(prompt, intent)  # [N, S]
+        return torch.cat([own, asked.new_zeros(own.shape[0], asked.shape[1]).index_add(0, owner, asked)], dim=1)
+
+    def own_part(self, state, answering, keys, padding, intent, strength, owner):
+        """[B, R - S]: the part of the vectors that meets the backbones' item vectors; keys and padding as from `Promptable.keys`."""
+        resting = self.model.resting_part(state, answering)
+        before = resting.shape[1] - state.shape[1]
+        plain = pad(state, (0, before))
+        moves = self.model.moved(answering[owner], keys, padding, intent) - answering[owner]
         share = torch.zeros_like(plain[:, 0]).scatter_reduce(0, owner, strength.clamp(max=1.0), "amax")[:, None]
-        return ((1 - share) * plain + share * resting).index_add(0, owner, strength[:, None] * moves)
+        return ((1 - share) * plain + share * resting).index_add(0, owner, pad(strength[:, None] * moves, (before, 0)))
