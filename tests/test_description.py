@@ -1,5 +1,7 @@
 """The description inside a prompt: where it is in the training sentences, how a stretch is chosen, and that sentences never seen lose what is around it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -28,7 +30,7 @@ def encoder(tmp_path_factory):
 def bank(n_items=300, about=""):
     ids = np.array(["[PAD]", *map(str, range(1, n_items + 1))])
     blank = np.full(len(ids), "", dtype=object)
-    texts = load_item_texts(None if about else "movielens", ids, blank, blank, "ml1m_id")
+    texts = replace(load_item_texts(None if about else "movielens", ids, blank, blank, "ml1m_id"), meanings=[])
     names = ("Comedy", "Sci-Fi", "Action")
     return PromptBank(Templates("film"), texts, names, np.where(ids == "[PAD]", "", about), np.random.default_rng(0), carried=False)
 

@@ -19,12 +19,13 @@ COLUMNS = {
     "intents_heldout3": ["text", "clauses", "style", "domain"],
     "intents_heldout4": ["text", "clauses", "style", "domain"],
     "requests": ["text", "clauses", "style", "categories"],
+    "meanings": ["text", "categories"],
     "category_wishes": ["text", "intent", "categories"],
     "category_wishes_dev": ["text", "intent", "categories"],
 }
 MIN_ROWS = {
     **{"intents_train": 14000, "intents_heldout": 400, "intents_heldout2": 400, "intents_heldout3": 400, "intents_heldout4": 360},
-    **{"requests": 2700, "category_wishes": 300, "category_wishes_dev": 350},
+    **{"requests": 2700, "meanings": 3800, "category_wishes": 300, "category_wishes_dev": 350},
 }
 MIN_HELD_OUT_COMPOUNDS = 150
 INTENTS = {"positive", "negative"}
@@ -45,7 +46,7 @@ each_claused = pytest.mark.parametrize("name", CLAUSED)
 
 
 def path(name):
-    return (ROOT / "dataset" / "movielens" if name == "requests" else CORPORA) / f"{name}.tsv"
+    return (ROOT / "dataset" / "movielens" if name in ("requests", "meanings") else CORPORA) / f"{name}.tsv"
 
 
 def read(name):
@@ -166,6 +167,11 @@ def test_clauses_of_requests_have_categories():
     assert min(meant[intent, category] for intent in INTENTS for category in CATEGORIES) >= 50
 
 
+def test_meanings_are_categories():
+    meant = Counter(category for row in ROWS["meanings"] for category in row["categories"].split("|"))
+    assert set(meant) == CATEGORIES and min(meant.values()) >= 50
+
+
 def test_styles_of_training_and_heldout_are_disjoint():
     train, *held_out = ({row["style"] for row in ROWS[name]} for name in CLAUSED)
     assert len(set.union(train, *held_out)) == sum(map(len, (train, *held_out)))
@@ -234,7 +240,7 @@ def test_category_wishes_are_apart_from_training_texts():
                 film_texts += [text for column, text in row.items() if column not in ("ml1m_id", "ml100k_id", "title") and text]
     wishes = TEXTS["category_wishes"]
     for chosen_on_or_measured in (wishes, TEXTS["category_wishes_dev"]):
-        assert too_close(chosen_on_or_measured, TEXTS["requests"], MAX_JACCARD_WISHES) == []
+        assert too_close(chosen_on_or_measured, TEXTS["requests"] + TEXTS["meanings"], MAX_JACCARD_WISHES) == []
     assert too_close(wishes, TEXTS["intents_train"] + templates(["train", "eval"]), MAX_JACCARD_WISHES) == []
     assert too_close(wishes, film_texts, MAX_JACCARD_WISHES) == []
     assert too_close(wishes, [text for name in HELD_OUT for text in TEXTS[name]], MAX_JACCARD_WISHES) == []
@@ -252,5 +258,5 @@ def test_wishes_that_choose_are_apart_from_those_that_evaluate():
 def test_training_repeats_no_evaluation_template():
     held_out = templates(["eval"])
     assert len(held_out) == 160
-    for name in TRAINING:
+    for name in (*TRAINING, "meanings"):
         assert too_close(TEXTS[name], held_out, MAX_JACCARD_TEMPLATES) == []

@@ -3,6 +3,7 @@
 import csv
 import re
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +28,8 @@ NO_TITLES = np.full(5, "", dtype=object)
 
 
 def movielens_texts():
-    return load_item_texts("movielens", IDS, NO_TITLES, NO_TITLES, "ml1m_id")
+    """Without the texts of known meaning, which take a minute to embed."""
+    return replace(load_item_texts("movielens", IDS, NO_TITLES, NO_TITLES, "ml1m_id"), meanings=[])
 
 
 def bank():
@@ -208,7 +210,8 @@ def test_the_category_reader_tells_what_is_named(encoder, intent):
     """Real sentences that training never saw: the category named is mostly the likeliest, and most wishes name none."""
     ids = np.array(["[PAD]", *map(str, range(1, 21))])
     blank = np.full(len(ids), "", dtype=object)
-    prompts = PromptBank(Templates("film"), load_item_texts("movielens", ids, blank, blank, "ml1m_id"), ("Comedy", "Sci-Fi", "Action"), blank, np.random.default_rng(0))
+    texts = replace(load_item_texts("movielens", ids, blank, blank, "ml1m_id"), meanings=[])
+    prompts = PromptBank(Templates("film"), texts, ("Comedy", "Sci-Fi", "Action"), blank, np.random.default_rng(0))
     size = prompts.templates.size("category", intent, "valid")
     named = [prompts.category_rows(intent, "valid", np.full(size, c), np.arange(size)) for c in range(3)]
     wishes = prompts.rows(prompts.texts.wishes["valid"][1:, 0])
@@ -242,18 +245,18 @@ def test_the_meaning_reader_is_a_logistic_regression_of_phrases():
     categories = torch.from_numpy(rng.random((40, 2)) < [0.3, 0.6])
     row, column = np.nonzero(phrase != NO_PROMPT)
     x, y = vectors[phrase[row, column]].numpy(), categories[row].numpy()
-    silent = SimpleNamespace(phrase=phrase, asked=PromptTable(vectors), requests=np.zeros(0, dtype=int), meant=np.zeros((0, 2), dtype=bool))
+    silent = SimpleNamespace(phrase=phrase, asked=PromptTable(vectors), meaning=np.zeros(0, dtype=int), meant=np.zeros((0, 2), dtype=bool))
     weight, bias = PromptBank.meaning_reader(silent, categories)
     for c in range(2):
         expected = LogisticRegression(C=1.0, tol=1e-6, max_iter=1000).fit(x, y[:, c])
         at_large = np.log(y[:, c].mean() / (1 - y[:, c].mean()))
         meant = 2 * (x @ expected.coef_[0] + expected.intercept_ - (0.3 * at_large + 0.7 * -0.5))
         np.testing.assert_allclose(x @ weight[:, c].numpy() + bias[c].item(), meant, atol=0.02)
-    # requests tell of the second category alone, or of both
+    # meanings are known of the second category alone, or of both
     rows, told = rng.permutation(120)[:50], rng.random((50, 2)) < 0.4
     for some in ([1], [0, 1]):
         meant = told & np.isin([0, 1], some)
-        telling = SimpleNamespace(phrase=phrase, asked=PromptTable(vectors), requests=rows, meant=meant)
+        telling = SimpleNamespace(phrase=phrase, asked=PromptTable(vectors), meaning=rows, meant=meant)
         found = PromptBank.meaning_reader(telling, categories)
         for c in range(2):
             if c in some:
@@ -268,21 +271,24 @@ def test_a_meaning_reader_without_phrases_reads_what_items_are_about():
     about, nothing = np.array([NO_PROMPT, 0, 1, 2, 3]), np.full((5, 3), NO_PROMPT)
     vectors = torch.eye(4)
     categories = torch.tensor([[0], [1], [1], [0], [0]], dtype=torch.bool)
-    silent = {"phrase": nothing, "asked": PromptTable(vectors), "requests": np.zeros(0, dtype=int), "meant": np.zeros((0, 1), dtype=bool)}
+    silent = {"phrase": nothing, "asked": PromptTable(vectors), "meaning": np.zeros(0, dtype=int), "meant": np.zeros((0, 1), dtype=bool)}
     weight, bias = PromptBank.meaning_reader(SimpleNamespace(about=about, **silent), categories)
     assert ((vectors @ weight + bias)[:, 0] > (vectors @ weight + bias)[2, 0])[:2].all()
     weight, bias = PromptBank.meaning_reader(SimpleNamespace(about=nothing[:, 0], **silent), categories)
     assert (torch.sigmoid(vectors @ weight + bias) < 0.01).all()  # nothing is known, nothing is meant
 
 
-def test_requests_say_what_they_mean(tmp_path):
-    """Their clauses, and the whole where all of it has one intent; categories that a dataset lacks are nobody's."""
+def test_texts_of_known_meaning(tmp_path):
+    """Texts alone; and of requests their clauses, and the whole where all of it has one intent; categories that a dataset lacks are nobody's."""
     header = "\t".join(["item_id", "title", *(c for part in tags.TAG_COLUMNS.values() for c in part)])
     (tmp_path / "tags.tsv").write_text(f"{header}\n1\tA\ta\tb\tc\td\te\tf\n")
     requests = "text\tclauses\tcategories\nno guns, no ghosts\tguns||negative ## ghosts||negative\tAction|Western ## Horror\na barn, but no kissing\ta barn||positive ## kissing||negative\t- ## Romance\n"
     (tmp_path / "requests.tsv").write_text(requests)
+    (tmp_path / "meanings.tsv").write_text("text\tcategories\na saloon\tWestern\nwhatever\t-\n")
     texts = load_item_texts(tmp_path, np.array(["[PAD]", "1"]), np.array(["", "A"], dtype=object), np.array(["", ""], dtype=object), "item_id")
-    assert texts.requests == [
+    assert texts.meanings == [
+        ("a saloon", {"Western"}),
+        ("whatever", set()),
         ("guns", {"Action", "Western"}),
         ("ghosts", {"Horror"}),
         ("no guns, no ghosts", {"Action", "Western", "Horror"}),
@@ -290,8 +296,8 @@ def test_requests_say_what_they_mean(tmp_path):
         ("kissing", {"Romance"}),
     ]
     prompts = PromptBank(Templates("film"), texts, ("Western", "Horror"), np.array(["", "A"], dtype=object), np.random.default_rng(0))
-    assert [prompts.all_texts[row] for row in prompts.requests] == [text for text, _ in texts.requests]
-    np.testing.assert_array_equal(prompts.meant, np.array([[1, 0], [0, 1], [1, 1], [0, 0], [0, 0]], dtype=bool))
+    assert [prompts.all_texts[row] for row in prompts.meaning] == [text for text, _ in texts.meanings]
+    np.testing.assert_array_equal(prompts.meant, np.array([[1, 0], [0, 0], [1, 0], [0, 1], [1, 1], [0, 0], [0, 0]], dtype=bool))
     (tmp_path / "requests.tsv").write_text(requests + "x\tx||positive\tWar ## Horror\n")
     with pytest.raises(UserError, match="line 4: 1 clauses and 2 cells"):
         load_item_texts(tmp_path, np.array(["[PAD]", "1"]), np.array(["", "A"], dtype=object), np.array(["", ""], dtype=object), "item_id")

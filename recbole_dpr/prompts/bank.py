@@ -18,7 +18,7 @@ _LOGISTIC_C, _NONE_WEIGHT = 40.0, 0.5
 # of `meaning_reader`: inverse strengths of the penalties, by the likelihood of items left out and of the wishes in
 # dataset/prompts/category_wishes_dev.tsv; where a category counts as meant that phrases tell of, by the latter: slope and place,
 # between fixed log-odds and those of the category at large
-_PHRASES_C, _REQUESTS_C, _MOST_PHRASES = 1.0, 6.0, 50_000
+_PHRASES_C, _MEANINGS_C, _MOST_PHRASES = 1.0, 6.0, 50_000
 _SLOPE, _EVEN, _AT_LARGE = 2.0, -0.5, 0.3
 
 
@@ -61,7 +61,7 @@ class PromptBank:
         wish: int64 [V, 3]: rows of the training wishes.
         phrase: int64 [V, 6]: rows of the bare training phrases, tags then wishes.
         about: int64 [V]: rows of the texts `about`.
-        requests: int64 [n], rows of the requests that say which categories they mean; meant: bool [n, C], which.
+        meaning: int64 [n], rows of the texts that are known to mean categories; meant: bool [n, C], which.
         vectors: float16 [P, D], from `embed`, of the texts: what methods are told that read no descriptions, and the
             largest table of a run (320,000 texts with all positions of ml-1m).
         asked: PromptTable of what they ask for, `descriptions`: P texts, U distinct ones.
@@ -84,8 +84,8 @@ class PromptBank:
         self.wish = self.rows(wishes)
         self.phrase = np.concatenate([bare, self.wish], axis=1)
         self.about = self.rows(np.asarray(about, dtype=object))
-        self.requests = self.rows(np.array([text for text, _ in texts.requests], dtype=object))
-        self.meant = np.array([[name in meant for name in category_names] for _, meant in texts.requests], dtype=bool).reshape(-1, len(category_names))
+        self.meaning = self.rows(np.array([text for text, _ in texts.meanings], dtype=object))
+        self.meant = np.array([[name in meant for name in category_names] for _, meant in texts.meanings], dtype=bool).reshape(-1, len(category_names))
 
     def row(self, text):
         """The row of a text, a new one if it has none; `NO_PROMPT` for ""."""
@@ -145,12 +145,12 @@ class PromptBank:
     def _described(self, read):
         """P texts: the descriptions in all prompts.
 
-        Training phrases, names, requests and what items are about stand as they are. So does every second training prompt for a
+        Training phrases, names, texts of known meaning and what items are about stand as they are. So does every second training prompt for a
         category: sentences that the reading fails on have to be understood too.
         """
         texts = np.array(self.all_texts, dtype=object)
         whole = np.zeros(len(texts), dtype=bool)
-        for rows in (self.phrase, self.about, self.requests, *(category[:, ::2] for category in self.category)):
+        for rows in (self.phrase, self.about, self.meaning, *(category[:, ::2] for category in self.category)):
             whole[rows[rows != NO_PROMPT]] = True
         texts[~whole] = read(texts[~whole])
         return texts.tolist()
@@ -184,7 +184,7 @@ class PromptBank:
     def meaning_reader(self, categories):
         """Logistic regressions that tell from what a prompt asks which categories it means, whether it names them or not.
 
-        Of categories that requests mean trained on those. Of others on all training phrases (or, without any, on what items
+        Of categories that texts are known to mean, trained on those. Of others on all training phrases (or, without any, on what items
         are about), each of which describes an item, and so may mean its categories. sigmoid(asked @ weight + bias) is how much a
         category counts as meant.
 
@@ -196,7 +196,7 @@ class PromptBank:
         """
         told = torch.from_numpy(self.meant.any(0))
         if told.all():
-            return _regressions(self.asked[self.requests], torch.from_numpy(self.meant).float(), _REQUESTS_C)
+            return _regressions(self.asked[self.meaning], torch.from_numpy(self.meant).float(), _MEANINGS_C)
         rows = self.phrase if (self.phrase != NO_PROMPT).any() else self.about[:, None]
         item, column = np.nonzero(rows != NO_PROMPT)
         some = slice(None, None, -(-len(item) // _MOST_PHRASES) or None)
@@ -205,7 +205,7 @@ class PromptBank:
         weight, bias = _SLOPE * weight, _SLOPE * (bias - _AT_LARGE * _at_large(has) - (1 - _AT_LARGE) * _EVEN)
         if told.any():
             meant = torch.from_numpy(self.meant[:, told.numpy()]).float()
-            weight[:, told], bias[told] = _regressions(self.asked[self.requests], meant, _REQUESTS_C)
+            weight[:, told], bias[told] = _regressions(self.asked[self.meaning], meant, _MEANINGS_C)
         return weight, bias
 
 

@@ -26,12 +26,12 @@ class ItemTexts:
     Attributes:
         tags: part -> object array [V, 3] of tag phrases (train, eval).
         wishes: part -> object array [V, 3 or 1] of first-person requests (train, valid, eval).
-        requests: [(text, set of category names), …], what people may ask of any item and the categories that they mean; they train.
+        meanings: [(text, set of category names), …], what people may ask of any item and the categories that they mean; they train.
     """
 
     tags: dict
     wishes: dict
-    requests: list = field(default_factory=list)
+    meanings: list = field(default_factory=list)
 
     @property
     def has_tags(self):
@@ -47,7 +47,7 @@ class ItemTexts:
 
 
 def load_item_texts(name, item_tokens, titles, years, id_column):
-    """Read tags.tsv, wishes.tsv and requests.tsv, and match the rows of the first two to items.
+    """Read tags.tsv and wishes.tsv and match their rows to items; read meanings.tsv and requests.tsv.
 
     Args:
         name: a folder, a name of the shipped ones below dataset/, or None for no texts.
@@ -74,8 +74,9 @@ def load_item_texts(name, item_tokens, titles, years, id_column):
     matched = _fill(texts.tags, TAG_COLUMNS, folder / "tags.tsv", item_tokens, titles, years, id_column)
     if (folder / "wishes.tsv").is_file():
         _fill(texts.wishes, WISH_COLUMNS, folder / "wishes.tsv", item_tokens, titles, years, id_column)
-    if (folder / "requests.tsv").is_file():
-        texts.requests.extend(_requests(folder / "requests.tsv"))
+    for file, read in (("meanings.tsv", _meanings), ("requests.tsv", _requests)):
+        if (folder / file).is_file():
+            texts.meanings.extend(read(folder / file))
     if not matched:
         raise UserError(
             f"item_texts={name!r}: none of its rows matches an item of the dataset by '{id_column}'; "
@@ -127,6 +128,14 @@ def _fill(arrays, columns, path, item_tokens, titles, years, id_column):
     return matched
 
 
+def _meanings(path):
+    """Each text, and the categories in its cell."""
+    with open(path, encoding="utf-8", newline="") as f:
+        rows = csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE)
+        _check_columns(rows, path, ["text", "categories"])
+        yield from ((row["text"], _categories(row["categories"])) for row in rows)
+
+
 def _requests(path):
     """What each clause of a request means, and the whole request where all of its clauses are of one intent."""
     with open(path, encoding="utf-8", newline="") as f:
@@ -134,12 +143,16 @@ def _requests(path):
         _check_columns(rows, path, ["text", "clauses", "categories"])
         for line, row in enumerate(rows, start=2):
             clauses = [clause.rpartition("||") for clause in row["clauses"].split(" ## ")]
-            meant = [set(cell.split("|")) - {"-"} for cell in row["categories"].split(" ## ")]
+            meant = [_categories(cell) for cell in row["categories"].split(" ## ")]
             if len(clauses) != len(meant):
                 raise UserError(f"{path.name} in {path.parent}, line {line}: {len(clauses)} clauses and {len(meant)} cells of categories; one for each is needed, `-` for none")
             yield from ((text, categories) for (text, _, _), categories in zip(clauses, meant))
             if len({intent for _, _, intent in clauses}) == 1:
                 yield row["text"], set().union(*meant)
+
+
+def _categories(cell):
+    return set(cell.split("|")) - {"-"}
 
 
 def _check_columns(rows, path, needed):

@@ -40,7 +40,9 @@ class ClauseParts:
         if missing:
             prompt, _ = self.vectors([clause.text for clause in missing])
             experts = torch.tensor([clause.expert for clause in missing], device=prompt.device)
-            found.update(zip(missing, zip(self._model.keys(prompt)[0], self._scores(prompt, experts))))
+            parts = self._model.keys(prompt)[0], self._scores(prompt, experts)
+            # copies: a row of a tensor would keep all of it in memory
+            found.update((clause, (key.clone(), score.clone())) for clause, key, score in zip(missing, *parts))
         self._known.keep(found)
         keys, scores = zip(*(found[clause] for clause in clauses))
         return torch.stack(keys), None, torch.stack(scores)
