@@ -15,11 +15,12 @@ _ENCODED_AT_ONCE = 2**15  # texts whose float32 vectors are in memory at once
 # chosen on the held-out sentences and wishes: inverse strength of the penalty, and what the examples without a category
 # weigh together, those with one being 1
 _LOGISTIC_C, _NONE_WEIGHT = 40.0, 0.5
-# of `meaning_reader`: inverse strengths of the penalties, by the likelihood of items left out and of the wishes in
-# dataset/prompts/category_wishes_dev.tsv; where a category counts as meant that phrases tell of, by the latter: slope and place,
-# between fixed log-odds and those of the category at large
+# of `meaning_reader`, by the likelihood of items left out and by dataset/prompts/category_wishes_dev.tsv: inverse strengths of the
+# penalties; then where a category counts as meant, slope and place in log-odds. Of phrases the place is between fixed ones and those
+# of the category at large.
 _PHRASES_C, _MEANINGS_C, _MOST_PHRASES = 1.0, 6.0, 50_000
 _SLOPE, _EVEN, _AT_LARGE = 2.0, -0.5, 0.3
+_MEANINGS_SLOPE, _MEANINGS_EVEN = 1.5, -1.0
 
 
 class PromptTable:
@@ -195,17 +196,19 @@ class PromptBank:
             weight float32 [D, C], bias float32 [C].
         """
         told = torch.from_numpy(self.meant.any(0))
-        if told.all():
-            return _regressions(self.asked[self.meaning], torch.from_numpy(self.meant).float(), _MEANINGS_C)
-        rows = self.phrase if (self.phrase != NO_PROMPT).any() else self.about[:, None]
-        item, column = np.nonzero(rows != NO_PROMPT)
-        some = slice(None, None, -(-len(item) // _MOST_PHRASES) or None)
-        has = categories[item[some]].float()
-        weight, bias = _regressions(self.asked[rows[item[some], column[some]]], has, _PHRASES_C)
-        weight, bias = _SLOPE * weight, _SLOPE * (bias - _AT_LARGE * _at_large(has) - (1 - _AT_LARGE) * _EVEN)
+        weight = torch.zeros(self.asked.vectors.shape[1], len(told))
+        bias = torch.zeros(len(told))
+        if not told.all():
+            rows = self.phrase if (self.phrase != NO_PROMPT).any() else self.about[:, None]
+            item, column = np.nonzero(rows != NO_PROMPT)
+            some = slice(None, None, -(-len(item) // _MOST_PHRASES) or None)
+            has = categories[item[some]][:, ~told].float()
+            fitted, at_rest = _regressions(self.asked[rows[item[some], column[some]]], has, _PHRASES_C)
+            weight[:, ~told], bias[~told] = _SLOPE * fitted, _SLOPE * (at_rest - _AT_LARGE * _at_large(has) - (1 - _AT_LARGE) * _EVEN)
         if told.any():
             meant = torch.from_numpy(self.meant[:, told.numpy()]).float()
-            weight[:, told], bias[told] = _regressions(self.asked[self.meaning], meant, _MEANINGS_C)
+            fitted, at_rest = _regressions(self.asked[self.meaning], meant, _MEANINGS_C)
+            weight[:, told], bias[told] = _MEANINGS_SLOPE * fitted, _MEANINGS_SLOPE * (at_rest - _MEANINGS_EVEN)
         return weight, bias
 
 
