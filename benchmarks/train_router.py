@@ -4,7 +4,7 @@
 
 Trains on intents_train.tsv and intent_frames.txt of dataset/prompts and requests.tsv of dataset/movielens alone, on one core (in bfloat16 where the
 hardware has it), and writes the weights file whole. --without= leaves styles out of training and measures on them. Everything here was
-chosen that way, or on the first two held-out files, never on intents_heldout4.tsv. On another processor the weights differ a little.
+chosen that way, or on the first held-out files, never on intents_heldout4.tsv. On another processor the weights differ a little.
 """
 
 import random

@@ -284,7 +284,7 @@ def test_texts_of_known_meaning(tmp_path):
     (tmp_path / "tags.tsv").write_text(f"{header}\n1\tA\ta\tb\tc\td\te\tf\n")
     requests = "text\tclauses\tcategories\nno guns, no ghosts\tguns||negative ## ghosts||negative\tAction|Western ## Horror\na barn, but no kissing\ta barn||positive ## kissing||negative\t- ## Romance\n"
     (tmp_path / "requests.tsv").write_text(requests)
-    (tmp_path / "meanings.tsv").write_text("text\tcategories\na saloon\tWestern\nwhatever\t-\n")
+    (tmp_path / "meanings.tsv").write_text("text\tcategories\na saloon\tWestern\n\tHorror\nwhatever\t\n")
     texts = load_item_texts(tmp_path, np.array(["[PAD]", "1"]), np.array(["", "A"], dtype=object), np.array(["", ""], dtype=object), "item_id")
     assert texts.meanings == [
         ("a saloon", {"Western"}),

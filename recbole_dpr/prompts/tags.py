@@ -129,11 +129,11 @@ def _fill(arrays, columns, path, item_tokens, titles, years, id_column):
 
 
 def _meanings(path):
-    """Each text, and the categories in its cell."""
+    """Each text, and the categories in its cell; a row without a text says nothing."""
     with open(path, encoding="utf-8", newline="") as f:
         rows = csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE)
         _check_columns(rows, path, ["text", "categories"])
-        yield from ((row["text"], _categories(row["categories"])) for row in rows)
+        yield from ((row["text"], _categories(row["categories"] or "-")) for row in rows if row["text"])
 
 
 def _requests(path):
