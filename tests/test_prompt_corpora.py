@@ -143,9 +143,9 @@ def test_clauses_are_found_in_order(name):
 def test_intents_styles_and_domains_are_spread(name):
     rows = ROWS[name]
     intents = Counter(intent for row in rows for _, intent in clauses(row))
-    assert min(intents.values()) >= 0.35 * intents.total()
+    assert min(intents.values()) >= 0.4 * intents.total()
     styles = Counter(row["style"] for row in rows)
-    assert min(styles.values()) >= 20
+    assert min(styles.values()) >= (20 if name == "intents_heldout4" else 25)  # of which texts near to training have left
     assert all(re.fullmatch(r"[a-z]+(-[a-z]+)?", style) for style in styles)
     if name == "requests":
         return

@@ -4,7 +4,6 @@ import json
 import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from threading import Lock
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 from recbole_dpr import load, parse_prompt
 from recbole_dpr.errors import UserError
+from recbole_dpr.model.paired import PairedSASRec
 from recbole_dpr.prompts.intent import Clause, router
 from recbole_dpr.serving import recommender
 from recbole_dpr.serving.memory import Memory
@@ -273,9 +273,7 @@ def test_50_requests_at_once(tiny_model):
     fresh = load(tiny_model)
     for request, found in zip(requests, together):
         history, prompt, strength = request
-        alone = fresh.recommend(history, prompt, k=5, strength=strength, explain=True)
-        assert replace(found, scores=[]) == replace(alone, scores=[])
-        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)  # products may be rounded by where their factors lie
+        assert found == fresh.recommend(history, prompt, k=5, strength=strength, explain=True)
 
 
 def test_prompt_vectors_are_kept_in_memory(rec, monkeypatch):
@@ -293,6 +291,17 @@ def test_a_memory_keeps_what_was_used_last():
     assert memory.found(range(9)) == {0: "0", 2: "2", 3: "3"}
 
 
+def test_the_memory_of_prompts_is_bounded(tiny_model, monkeypatch):
+    monkeypatch.setattr("recbole_dpr.serving.prompt_vectors._KEPT", 3)
+    rec = load(tiny_model)
+    monkeypatch.setattr("recbole_dpr.serving.clause_parts._KEPT_BYTES", 2 * 4 * len(rec.items))
+    rec, clauses = load(tiny_model), [Clause(f"number {n}", "positive") for n in range(9)]
+    for clause in clauses:
+        rec.recommend(HISTORY, [clause])
+    assert list(rec._prompts._known.found([clause.text for clause in clauses])) == ["number 6", "number 7", "number 8"]
+    assert list(rec._clauses._known.found(clauses)) == clauses[7:]
+
+
 @pytest.mark.parametrize("prompt", [TWO, "a western", "no horror"])
 def test_scores_are_the_dot_products_of_vectors(rec, prompt):
     """Lists add what is kept of a clause to the products of a part of the vectors; any vector store takes the whole."""
@@ -302,17 +311,15 @@ def test_scores_are_the_dot_products_of_vectors(rec, prompt):
         np.testing.assert_allclose(found.scores, np.sort(scores)[::-1], atol=1e-5)
 
 
-def test_both_backbones_in_one_pass_are_each_by_itself(rec):
-    """Where there are few items in all histories, new users among them; and not where there are many."""
-    histories = [HISTORY, [], [f"i{n}" for n in range(30)]]
-    pairs, prompts = rec._tower._pair, [TWO, "a western", None]
+def test_both_backbones_in_one_pass_are_each_by_itself(rec, monkeypatch):
+    """Few items in all histories go through one pass, many through two; new users are among them."""
+    histories, prompts = [HISTORY, [], [f"i{n}" for n in range(30)]], [TWO, "a western", None]
     together = rec.user_embeddings(histories, prompts)
-    try:
-        rec._tower._pair = None
-        np.testing.assert_allclose(rec.user_embeddings(histories, prompts), together, atol=1e-5)
-    finally:
-        rec._tower._pair = pairs
-    assert pairs is not None
+    monkeypatch.setattr(PairedSASRec, "__call__", lambda *_: pytest.fail("one pass"))
+    with pytest.raises(pytest.fail.Exception, match="one pass"):
+        rec.user_embeddings(histories, prompts)
+    monkeypatch.setattr("recbole_dpr.serving.user_tower._PAIRED", 0)
+    np.testing.assert_allclose(rec.user_embeddings(histories, prompts), together, atol=1e-5)
 
 
 def test_ids_may_come_in_any_collection(rec):
