@@ -145,7 +145,7 @@ def told_as_clauses(queries, rec, bank, part):
         told.append(bank.category_rows(intent, pool, queries.category[:, column], template))
     texts = np.array(bank.all_texts, dtype=object)[np.stack(told, axis=1)]  # [Q, 2]
     intent = torch.tensor(FORMS[queries.task]).repeat(len(queries))
-    return Wishes(queries, [" ".join(pair) for pair in texts], _vectors(rec, texts.ravel()), intent, torch.arange(len(queries)).repeat_interleave(2))
+    return Wishes(queries, [" ".join(pair) for pair in texts], _vectors(rec, texts.ravel(), sentences=True), intent, torch.arange(len(queries)).repeat_interleave(2))
 
 
 def told_as_text(queries, rec, names):
@@ -159,9 +159,9 @@ def told_as_text(queries, rec, names):
     return Wishes(queries, texts, _vectors(rec, [clause.text for _, clause in clauses]), intent, torch.tensor([row for row, _ in clauses]))
 
 
-def _vectors(rec, texts):
+def _vectors(rec, texts, sentences=False):
     distinct, row = np.unique(np.array(texts, dtype=str), return_inverse=True)
-    return torch.from_numpy(rec.prompt_vectors(distinct.tolist()))[torch.from_numpy(row)]
+    return torch.from_numpy(rec.prompt_vectors(distinct.tolist(), sentences))[torch.from_numpy(row)]
 
 
 # --- the methods

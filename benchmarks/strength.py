@@ -55,7 +55,7 @@ class AtStrength:
 
     def score(self, prompted, rows):
         history = map(torch.from_numpy, self.sequences.histories(prompted.queries.position[rows], self.rec.max_length))
-        prompt = torch.from_numpy(self.rec.prompt_vectors([self.texts[row] for row in prompted.prompt[rows]]))
+        prompt = torch.from_numpy(self.rec.prompt_vectors([self.texts[row] for row in prompted.prompt[rows]], sentences=True))
         intent = torch.full((len(rows),), prompted.queries.intent)
         strength = torch.full((len(rows),), float(self.strength))
         return self.tower(*history, prompt, intent, strength, torch.arange(len(rows))) @ self.items.T

@@ -175,6 +175,16 @@ def test_a_folder_of_an_older_version_takes_the_tagger(tiny_model, tmp_path):
     assert load(folder).clauses(TWO) == parse_prompt(TWO)
 
 
+def test_clauses_are_the_content_where_the_router_splits_and_sentences_elsewhere(rec, tiny_model, monkeypatch):
+    """The tagger's "a western" is embedded as it is; of the whole prompts of other routers only what they describe."""
+    monkeypatch.setattr("recbole_dpr.prompts.description.read", lambda tagger, encoder, texts, **more: [text.split()[-1] for text in texts])
+    text, part = rec.encoder.encode(["tell me a western", "western"], cached=False)
+    for loaded, found in ((rec, text), (load(tiny_model, intent_router="cues"), part)):
+        monkeypatch.setattr(loaded._prompts, "tagger", "stands in, for a model without one")
+        for sentences, wanted in ((None, found), (True, part), (False, text)):
+            assert np.abs(loaded.prompt_vectors(["tell me a western"], sentences)[0] - wanted).max() < 1e-6
+
+
 def test_an_unknown_router(tiny_model):
     with pytest.raises(UserError, match="intent_router=.*nli"):
         load(tiny_model, intent_router="nly")
@@ -298,7 +308,7 @@ def test_the_memory_of_prompts_is_bounded(tiny_model, monkeypatch):
     rec, clauses = load(tiny_model), [Clause(f"number {n}", "positive") for n in range(9)]
     for clause in clauses:
         rec.recommend(HISTORY, [clause])
-    assert list(rec._prompts._known.found([clause.text for clause in clauses])) == ["number 6", "number 7", "number 8"]
+    assert list(rec._prompts._known.found([(clause.text, False) for clause in clauses])) == [(f"number {n}", False) for n in (6, 7, 8)]
     assert list(rec._clauses._known.found(clauses)) == clauses[7:]
 
 

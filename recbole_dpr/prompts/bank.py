@@ -18,7 +18,7 @@ _LOGISTIC_C, _NONE_WEIGHT = 40.0, 0.5
 # of `meaning_reader`, by the likelihood of items left out and by dataset/prompts/category_wishes_dev.tsv: inverse strengths of the
 # penalties; then where a category counts as meant, slope and place in log-odds. Of phrases the place is between fixed ones and those
 # of the category at large.
-_PHRASES_C, _MEANINGS_C, _MOST_PHRASES = 1.0, 6.0, 50_000
+_PHRASES_C, _MEANINGS_C, _MOST_PHRASES = 1.0, 12.0, 50_000
 _SLOPE, _EVEN, _AT_LARGE = 2.0, -0.5, 0.3
 _MEANINGS_SLOPE, _MEANINGS_EVEN = 1.5, -1.0
 

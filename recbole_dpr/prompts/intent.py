@@ -90,4 +90,5 @@ def _cues(model):
 
 
 ROUTERS = {"tagger": _tagger, "nli": _nli, "cues": _cues}
+SPLITTING = ("tagger",)  # whose clauses are the content alone; those of the others have the sentence around it
 _LOADED, _LOADING = {}, Lock()

@@ -19,34 +19,36 @@ class PromptVectors:
 
     Args:
         encoder: PromptEncoder.
-        tagger: DescriptionTagger that finds what a prompt describes; None takes prompts as they are.
+        tagger: DescriptionTagger that finds what a sentence describes; None takes sentences as they are.
+        sentences: whether texts are whole sentences, where nothing else is said; else they are clauses, the content alone.
     """
 
-    def __init__(self, encoder, tagger=None):
-        self.encoder, self.tagger = encoder, tagger
+    def __init__(self, encoder, tagger=None, sentences=False):
+        self.encoder, self.tagger, self.sentences = encoder, tagger, sentences
         self._known, self._encoding = Memory(_KEPT), Lock()
 
-    def __call__(self, texts):
+    def __call__(self, texts, sentences=None):
         """float32 [n, D]."""
-        texts = [_encodable(text) for text in texts]
-        found = self._known.found(texts)
-        missing = [text for text in dict.fromkeys(texts) if text not in found]
+        sentences = self.sentences if sentences is None else sentences
+        keys = [(_encodable(text), sentences) for text in texts]
+        found = self._known.found(keys)
+        missing = [key for key in dict.fromkeys(keys) if key not in found]
         if missing:
             with self._encoding:
-                found.update(zip(missing, self.encoder.encode(self._described(missing), cached=False)))
+                found.update(zip(missing, self.encoder.encode(self._content([text for text, _ in missing], sentences), cached=False)))
         self._known.keep(found)
-        return np.stack([found[text] for text in texts])
+        return np.stack([found[key] for key in keys])
 
     def tokens(self, texts):
         """Token vectors float [n, L, D], and bool [n, L], True where there is none."""
         with self._encoding:
-            flat, offsets = self.encoder.encode_tokens(self._described([_encodable(text) for text in texts]), cached=False)
+            flat, offsets = self.encoder.encode_tokens(self._content([_encodable(text) for text in texts], self.sentences), cached=False)
         parts = [torch.from_numpy(flat[a:b]).float() for a, b in zip(offsets, offsets[1:])]
         tokens = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
         return tokens, torch.arange(tokens.shape[1]) >= torch.tensor([len(part) for part in parts])[:, None]
 
-    def _described(self, texts):
-        return texts if self.tagger is None else description.read(self.tagger, self.encoder, texts, cached=False)
+    def _content(self, texts, sentences):
+        return description.read(self.tagger, self.encoder, texts, cached=False) if sentences and self.tagger else texts
 
 
 def _encodable(text):

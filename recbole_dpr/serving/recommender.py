@@ -22,7 +22,7 @@ from recbole_dpr.errors import UserError, unknown
 from recbole_dpr.model import promptable
 from recbole_dpr.model.backbones import ItemVocabulary
 from recbole_dpr.prompts.encoder import PromptEncoder
-from recbole_dpr.prompts.intent import NLI_MODEL, Clause, parse_prompt, router
+from recbole_dpr.prompts.intent import NLI_MODEL, SPLITTING, Clause, parse_prompt, router
 from recbole_dpr.serving import known_users
 from recbole_dpr.serving.clause_parts import ClauseParts
 from recbole_dpr.serving.prompt_vectors import PromptVectors
@@ -66,12 +66,13 @@ class Recommender:
         model: Promptable, in eval mode. items: V external ids, titles: V titles, categories: V lists of names.
         encoder: PromptEncoder, the one the model was trained with. max_length: items of a history that count.
         users: KnownUsers, or None. parse: text -> clauses, a router of `prompts.intent`.
+        sentences: whether the router's clauses are whole sentences, in which the content has yet to be found.
     """
 
-    def __init__(self, model, items, titles, categories, encoder, max_length, users=None, parse=parse_prompt):
+    def __init__(self, model, items, titles, categories, encoder, max_length, users=None, parse=parse_prompt, sentences=False):
         self.model, self.encoder, self.max_length = model.eval(), encoder, max_length
         self.items, self.titles, self.categories = list(items), list(titles), list(categories)
-        self._users, self._tower, self._prompts = users, UserTower(model), PromptVectors(encoder, model.tagger)
+        self._users, self._tower, self._prompts = users, UserTower(model), PromptVectors(encoder, model.tagger, sentences)
         self._parse = lru_cache(_PROMPTS_KEPT)(lambda text: tuple(parse(text)))
         self._index = {item: row for row, item in enumerate(self.items, start=1)}
         with torch.no_grad():
@@ -127,9 +128,13 @@ class Recommender:
 
     # --- vectors, for any vector store
 
-    def prompt_vectors(self, texts):
-        """float32 [N, D]: the sentence encoder's vectors of what texts describe, as the model takes them (docs/serving.md)."""
-        return self._prompts(texts)
+    def prompt_vectors(self, texts, sentences=None):
+        """float32 [N, D]: the sentence encoder's vectors of clauses, as the model takes them (docs/serving.md).
+
+        Args:
+            texts: N clauses. sentences: True for whole sentences, of which only what they describe counts; default as the router's clauses are.
+        """
+        return self._prompts(texts, sentences)
 
     @property
     def item_embeddings(self):
@@ -379,8 +384,9 @@ def load(folder, device="cpu", prompt_encoder=None, intent_router=None, intent_m
     encoder = PromptEncoder(prompt_encoder or trained_with["name"], trained_with["precision"], config["prompt_cache_dir"], device)
     if encoder.dim != trained_with["size"]:
         raise UserError(f"prompt_encoder={encoder.name!r} gives vectors of size {encoder.dim}, the model in {folder} needs {trained_with['size']}: {trained_with['name']}")
-    parse = router(intent_router or config["intent_router"] or "tagger", intent_model or config["intent_model"] or NLI_MODEL)
+    intent_router = intent_router or config["intent_router"] or "tagger"
+    parse = router(intent_router, intent_model or config["intent_model"] or NLI_MODEL)
     items, known = description["items"], known_users.read(folder, len(description["items"]) + 1)
     return Recommender(
-        model, items, description["titles"], description["categories"], encoder, config["MAX_ITEM_LIST_LENGTH"], known, parse
+        model, items, description["titles"], description["categories"], encoder, config["MAX_ITEM_LIST_LENGTH"], known, parse, intent_router not in SPLITTING
     )
