@@ -170,8 +170,19 @@ class Promptable:
 
     def moved(self, state, keys, padding, intent):
         """States [N, k] fused with `keys`: [N, k]."""
-        size = self.item_embedding.embedding_dim
-        return torch.cat([self.tower(intent, state[:, :size], keys, padding), state[:, size:]], dim=1)
+        return self.moved_by(state, self.attended(state, keys, padding, intent), intent)
+
+    def attended(self, state, keys, padding, intent):
+        """What the cross-attention makes of `keys` [N, L, d] for states [N, k]: [N, d]. With sentence keys, L = 1, state may be None."""
+        own = None if state is None else state[:, : keys.shape[2]]
+        return self.tower.ask(FusionBlock.attended, intent, own, keys, padding)
+
+    def moved_by(self, state, attended, intent):
+        """States [N, k] fused with what is `attended`: [N, k]."""
+        size = attended.shape[1]
+        if size == state.shape[1]:
+            return self.tower.ask(FusionBlock.fused, intent, state, attended)
+        return torch.cat([self.tower.ask(FusionBlock.fused, intent, state[:, :size], attended), state[:, size:]], dim=1)
 
     def item_side_weights(self, prompt, named, intent):
         """[N, 1 + C]: what prompts ask of the items' text, and of each category; None in the paper's form."""

@@ -55,10 +55,16 @@ class FusionBlock(nn.Module):
         Returns:
             [N, d].
         """
+        return self.fused(state, self.attended(state, keys, padding))
+
+    def attended(self, state, keys, padding=None):
+        """MHCA(h, e_p, e_p) [N, d]; arguments as for `forward`. Of ONE key no state is needed."""
         if keys.shape[1] == 1:
-            attended = self.single_key(keys[:, 0])
-        else:
-            attended = self.attention(state[:, None], keys, keys, key_padding_mask=padding, need_weights=False)[0][:, 0]
+            return self.single_key(keys[:, 0])
+        return self.attention(state[:, None], keys, keys, key_padding_mask=padding, need_weights=False)[0][:, 0]
+
+    def fused(self, state, attended):
+        """The states [N, d] with what the attention gave, [N, d]."""
         fused = state + self.dropout(attended)
         return fused + self.dropout(self.ffn(self.norm(fused)))
 
@@ -109,8 +115,12 @@ class TwoExpertTower(nn.Module):
             intent: an int for all rows, or int64 [N]: 0 positive, 1 negative.
             inputs: tensors with N rows (or None), handed to the expert.
         """
+        return self.ask(type(self.experts[0]).__call__, intent, *inputs)
+
+    def ask(self, what, intent, *inputs):
+        """The same of any method of the experts: what(expert, *inputs)."""
         if isinstance(intent, int) or len(self.experts) == 1:
-            return self.experts[intent % len(self.experts) if isinstance(intent, int) else 0](*inputs)
-        outputs = [expert(*inputs) for expert in self.experts]
+            return what(self.experts[intent % len(self.experts) if isinstance(intent, int) else 0], *inputs)
+        outputs = [what(expert, *inputs) for expert in self.experts]
         chosen = intent.view(-1, *[1] * (outputs[0].dim() - 1)) == 0
         return torch.where(chosen, *outputs)

@@ -1,6 +1,6 @@
 """What a clause asks for, whoever asks: found once for each clause, kept in memory.
 
-Legend: N clauses, V items, d hidden, L keys of a clause, S size of the item side.
+Legend: N clauses, V items, d hidden, k size of a backbone's states, S size of the item side.
 """
 
 import torch
@@ -11,7 +11,7 @@ _KEPT_BYTES = 2**26
 
 
 class ClauseParts:
-    """Clauses -> what they hand to the cross-attention, and what they add to the scores of all items.
+    """Clauses -> what the cross-attention makes of them, and what they add to the scores of all items.
 
     Args:
         model: Promptable, in eval mode; prompts: PromptVectors; item_side: float [V, S].
@@ -29,23 +29,21 @@ class ClauseParts:
             return prompt, None
         return prompt, tuple(part.to(device) for part in self._prompts.tokens(texts))
 
-    def __call__(self, clauses):
-        """Keys [N, L, d] and their padding, as from `Promptable.keys`; scores [N, V] of the item side, at strength 1."""
-        if self._model.token_keys:  # as many keys as tokens: not kept
-            prompt, tokens = self.vectors([clause.text for clause in clauses])
-            experts = torch.tensor([clause.expert for clause in clauses], device=prompt.device)
-            return *self._model.keys(prompt, tokens), self._scores(prompt, experts)
+    def __call__(self, clauses, state):
+        """What is attended [N, d] for the states [N, k] that ask; scores [N, V] of the item side, at strength 1."""
+        if self._model.token_keys:  # what is attended depends on the state: not kept
+            return self._found(clauses, state)
         found = self._known.found(clauses)
         missing = [clause for clause in dict.fromkeys(clauses) if clause not in found]
         if missing:
-            prompt, _ = self.vectors([clause.text for clause in missing])
-            experts = torch.tensor([clause.expert for clause in missing], device=prompt.device)
-            parts = self._model.keys(prompt)[0], self._scores(prompt, experts)
             # copies: a row of a tensor would keep all of it in memory
-            found.update((clause, (key.clone(), score.clone())) for clause, key, score in zip(missing, *parts))
+            found.update((clause, (own.clone(), score.clone())) for clause, own, score in zip(missing, *self._found(missing)))
         self._known.keep(found)
-        keys, scores = zip(*(found[clause] for clause in clauses))
-        return torch.stack(keys), None, torch.stack(scores)
+        attended, scores = zip(*(found[clause] for clause in clauses))
+        return torch.stack(attended), torch.stack(scores)
 
-    def _scores(self, prompt, experts):
-        return self._model.item_side_vectors(prompt, experts) @ self._item_side.T
+    def _found(self, clauses, state=None):
+        prompt, tokens = self.vectors([clause.text for clause in clauses])
+        experts = torch.tensor([clause.expert for clause in clauses], device=prompt.device)
+        attended = self._model.attended(state, *self._model.keys(prompt, tokens), experts)
+        return attended, self._model.item_side_vectors(prompt, experts) @ self._item_side.T

@@ -212,8 +212,8 @@ class Recommender:
         flat, intent, strength, owner = self._flat(clauses, strengths)
         state, answering = self._tower.states(*self._histories(histories), prompted=bool(flat))
         if flat:
-            keys, padding, asked = self._clauses(flat)
-            scores = self._tower.own_part(state, answering, keys, padding, intent, strength, owner) @ self._learned.T
+            attended, asked = self._clauses(flat, answering[owner])
+            scores = self._tower.own_part(state, answering, attended, intent, strength, owner) @ self._learned.T
             scores.index_add_(0, owner, strength[:, None] * asked)
         else:
             scores = state @ self._plain.T

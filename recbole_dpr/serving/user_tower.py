@@ -6,7 +6,6 @@ backbone's states, S size of the item side, R size of the retrieval vectors.
 
 import torch
 from torch import nn
-from torch.nn.functional import pad
 
 from recbole_dpr.model.backbones import CausalSASRec
 from recbole_dpr.model.paired import PairedSASRec
@@ -64,15 +63,17 @@ class UserTower(nn.Module):
 
     def combined(self, state, answering, prompt, intent, strength, owner, tokens=None):
         """What `forward` returns, from `states`, where any request is prompted."""
-        own = self.own_part(state, answering, *self.model.keys(prompt, tokens), intent, strength, owner)
+        attended = self.model.attended(answering[owner], *self.model.keys(prompt, tokens), intent)
+        own = self.own_part(state, answering, attended, intent, strength, owner)
         asked = strength[:, None] * self.model.item_side_vectors(prompt, intent)  # [N, S]
         return torch.cat([own, asked.new_zeros(own.shape[0], asked.shape[1]).index_add(0, owner, asked)], dim=1)
 
-    def own_part(self, state, answering, keys, padding, intent, strength, owner):
-        """[B, R - S]: the part of the vectors that meets the backbones' item vectors; keys and padding as from `Promptable.keys`."""
-        resting = self.model.resting_part(state, answering)
-        before = resting.shape[1] - state.shape[1]
-        plain = pad(state, (0, before))
-        moves = self.model.moved(answering[owner], keys, padding, intent) - answering[owner]
-        share = torch.zeros_like(plain[:, 0]).scatter_reduce(0, owner, strength.clamp(max=1.0), "amax")[:, None]
-        return ((1 - share) * plain + share * resting).index_add(0, owner, pad(strength[:, None] * moves, (before, 0)))
+    def own_part(self, state, answering, attended, intent, strength, owner):
+        """[B, R - S]: the part of the vectors that meets the backbones' item vectors; attended [N, d] as from `Promptable.attended`."""
+        resting = answering[owner]
+        moves = strength[:, None] * (self.model.moved_by(resting, attended, intent) - resting)
+        if self.model.answering is self.model:  # at rest is plain
+            return state.index_add(0, owner, moves)
+        share = torch.zeros_like(state[:, 0]).scatter_reduce(0, owner, strength.clamp(max=1.0), "amax")[:, None]
+        plain = (1 - share + share * self.model.unprompted_weight) * state
+        return torch.cat([plain, (share * answering).index_add(0, owner, moves)], dim=1)
