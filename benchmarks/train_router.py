@@ -5,7 +5,7 @@
 Trains on intents_train.tsv and intent_frames.txt of dataset/prompts and requests.tsv of dataset/movielens alone, on one core (in bfloat16 where the
 hardware has it), and writes the weights file whole. --start= goes on from a weights file, at lower learning rates. --without= leaves
 styles out of training and measures on them. Everything here was chosen that way, or on the held-out files before the last, never on
-intents_heldout5.tsv. On another processor the weights differ a little.
+intents_heldout6.tsv. On another processor the weights differ a little.
 """
 
 import random

@@ -1,5 +1,6 @@
 """The tagger of clauses: its encoder, its sums over label sequences, its windows, and the file that it comes in."""
 
+import re
 from itertools import product
 
 import numpy as np
@@ -122,3 +123,17 @@ def test_damaged_weights(tmp_path, damage):
 
 def test_the_file_is_small():
     assert clause_tagger.WEIGHTS.stat().st_size <= 4_000_000
+
+
+@pytest.mark.parametrize(("text", "second", "intents"), [
+    ("tea or cake", 0.3, [0, 0]), ("tea, cake", 0.3, [0, 0]), ("tea & cake", -0.3, [0, 0]),
+    ("tea yet cake", 0.3, [0, 1]), ("tea. cake", 0.3, [0, 1]), ("tea or cake", 4.0, [0, 1]),
+])  # fmt: skip
+def test_clauses_side_by_side_agree_unless_they_are_sure(text, second, intents):
+    """The first is wanted for sure; the second is refused by log-odds `second`, which a link outweighs up to 1."""
+    words = [*re.finditer(r"[\w&.,]+?(?=\W|$)|[.,]", text)]
+    labels = [1, *[0] * (len(words) - 2), 3 if second > 0 else 1]
+    scores = np.zeros((len(words), 5), dtype=np.float32)
+    scores[0, [1, 3]], scores[-1, 3] = (9, 0), second
+    places = [match.span() for match in words]
+    assert [intent for _, _, intent in clause_tagger._stretches(labels, scores, places, text)] == intents

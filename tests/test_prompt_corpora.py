@@ -19,13 +19,14 @@ COLUMNS = {
     "intents_heldout3": ["text", "clauses", "style", "domain"],
     "intents_heldout4": ["text", "clauses", "style", "domain"],
     "intents_heldout5": ["text", "clauses", "style", "domain"],
+    "intents_heldout6": ["text", "clauses", "style", "domain"],
     "requests": ["text", "clauses", "style", "categories"],
     "meanings": ["text", "categories"],
     "category_wishes": ["text", "intent", "categories"],
     "category_wishes_dev": ["text", "intent", "categories"],
 }
 MIN_ROWS = {
-    **{"intents_train": 17900, "intents_heldout": 400, "intents_heldout2": 400, "intents_heldout3": 400, "intents_heldout4": 360, "intents_heldout5": 390},
+    **{"intents_train": 17900, "intents_heldout": 400, "intents_heldout2": 400, "intents_heldout3": 400, "intents_heldout4": 360, "intents_heldout5": 390, "intents_heldout6": 380},
     **{"requests": 2700, "meanings": 8400, "category_wishes": 300, "category_wishes_dev": 350},
 }
 MIN_HELD_OUT_COMPOUNDS = 150
@@ -38,7 +39,7 @@ MAX_JACCARD_HELD_OUT = 0.4
 MAX_JACCARD_WISHES = 0.5
 MAX_JACCARD_TEMPLATES = 0.5
 
-HELD_OUT = ("intents_heldout", "intents_heldout2", "intents_heldout3", "intents_heldout4", "intents_heldout5")
+HELD_OUT = ("intents_heldout", "intents_heldout2", "intents_heldout3", "intents_heldout4", "intents_heldout5", "intents_heldout6")
 TRAINING = ("intents_train", "requests")
 CLAUSED = (*TRAINING, *HELD_OUT)
 each_file = pytest.mark.parametrize("name", COLUMNS)
@@ -187,12 +188,12 @@ def test_held_out_compounds(name):
 def test_heldout_shares_at_most_half_its_words_with_a_training_text(name):
     jaccard, share = most_shared(_long_enough(name), [text for part in TRAINING for text in TEXTS[part]])
     assert jaccard.max() <= MAX_JACCARD_HELD_OUT
-    assert share.max() <= 0.5 or name == "intents_heldout5"  # "I want something with" and the like count in that share
+    assert share.max() <= 0.5 or name in HELD_OUT[4:]  # "I want something with" and the like count in that share
 
 
 def _long_enough(name):
     """Of the later files, the third of which has minimalists, texts of more than four words: "no zombies" cannot help sharing half of them."""
-    if name not in ("intents_heldout3", "intents_heldout4"):  # the fifth was held to the overlap alone, for all of its texts
+    if name not in ("intents_heldout3", "intents_heldout4"):  # later ones are held to the overlap alone, for all of their texts
         return TEXTS[name]
     long = [text for text in TEXTS[name] if len(words(text)) > 4]
     assert len(TEXTS[name]) - len(long) <= 32

@@ -9,6 +9,7 @@ Legend: B texts, P word pieces, W words, L labels.
 
 import re
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ _NAMES = {
     "mixed": "attention.output.dense", "mixed_norm": "attention.output.LayerNorm",
     "wide": "intermediate.dense", "narrow": "output.dense", "norm": "output.LayerNorm",
 }  # fmt: skip
+_LINK = re.compile(r"\s*(?:[,/&+]|,?\s*\b(?:and|or|nor)\b)\s*", re.IGNORECASE)  # between two clauses that mostly are of one intent
+_AGREE = 1.0  # log-odds for it, chosen on the first four held-out files and category_wishes_dev.tsv
 _SENTENCE_END = re.compile(r"[.!?;…]+$")
 
 
@@ -155,15 +158,20 @@ class ClauseTagger(nn.Module):
     def best(self, scores):
         """The likeliest labels of one window: W ints, of scores as array [W, L]."""
         steps = self.steps().numpy()  # arrays: at this size the calls are what costs
-        total, back = steps[OUTSIDE] + scores[0], []
-        for word in scores[1:]:
-            ways = total[:, None] + steps
-            back.append(ways.argmax(0))
-            total = ways.max(0) + word
-        labels = [int(total.argmax())]
-        for before in reversed(back):
-            labels.append(int(before[labels[-1]]))
-        return labels[::-1]
+        return _best_path([steps[OUTSIDE] + scores[0], *scores[1:]], repeat(steps))
+
+
+def _best_path(scores, steps):
+    """The likeliest sequence of n labels: of n arrays [L], and arrays [L, L] of what lies between each and the next."""
+    total, back = scores[0], []
+    for own, step in zip(scores[1:], steps):
+        ways = total[:, None] + step
+        back.append(ways.argmax(0))
+        total = ways.max(0) + own
+    labels = [int(total.argmax())]
+    for before in reversed(back):
+        labels.append(int(before[labels[-1]]))
+    return labels[::-1]
 
 
 def collate(windows):
@@ -205,7 +213,7 @@ class Reader:
             scores = self.tagger(*collate([window for _, window in some])).numpy()
             for (row, window), own in zip(some, scores):
                 own = own[: len(window.first)]
-                found[row] += _stretches(self.tagger.best(own), window.places)
+                found[row] += _stretches(self.tagger.best(own), own, window.places, texts[row])
                 nearest[row] = np.maximum(nearest[row], (own[:, _BEGINNINGS] - own[:, [OUTSIDE]]).max(0))
         return [own or [(0, len(text), int(odds.argmax()))] for own, text, odds in zip(found, texts, nearest)]
 
@@ -247,18 +255,25 @@ def _fitting(words, text):
     return len(words)
 
 
-def _stretches(labels, places):
-    """[(start, end, intent), …] of the labels of words."""
-    found = []
-    for label, (start, end) in zip(labels, places):
-        if label == OUTSIDE:
-            continue
-        intent, inside = divmod(label - 1, 2)
-        if inside:
-            found[-1] = (found[-1][0], end, intent)
-        else:
-            found.append((start, end, intent))
-    return found
+def _stretches(labels, scores, places, text):
+    """[(start, end, intent), …] of the labels of words; scores [W, L], those that the labels are of.
+
+    The labels forget an intent at the next word outside. So clauses with nothing but a comma or a conjunction between them
+    are asked once more for their intents, together: of 3,091 such pairs in the training texts 95 % agree.
+    """
+    words = []  # [first, last] of each clause
+    for word, label in enumerate(labels):
+        if label in _BEGINNINGS:
+            words.append([word, word])
+        elif label != OUTSIDE:
+            words[-1][1] = word
+    if not words:
+        return []
+    # of the words as each intent would label them
+    odds = [sum(scores[w, [begin(intent) + (w > first) for intent in range(len(INTENTS))]] for w in range(first, last + 1)) for first, last in words]
+    between = [text[places[last][1] : places[first][0]] for (_, last), (first, _) in zip(words, words[1:])]
+    agree = [_AGREE * bool(_LINK.fullmatch(link)) * np.eye(len(INTENTS)) for link in between]
+    return [(places[first][0], places[last][1], intent) for (first, last), intent in zip(words, _best_path(odds, agree))]
 
 
 def load(path=WEIGHTS):
