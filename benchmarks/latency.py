@@ -9,7 +9,6 @@ threads, so that other jobs disturb little: with one thread (OMP_NUM_THREADS=1) 
 
 import sys
 import time
-from statistics import median
 
 import numpy as np
 import torch
@@ -26,9 +25,11 @@ def main(folder, requests=200, history=50):
     count = requests + _WARM_UP
     histories = [rng.choice(rec.items, min(history, len(rec.items)), replace=False).tolist() for _ in range(count)]
     prompts = [f"something like story number {n}" for n in range(count)]
-    columns = {"no prompt": [None] * count, "prompt new": prompts, "prompt known": prompts}  # in this order: new ones become known
+    kinds, taken = ("no prompt", "prompt new", "prompt known"), []
     print(f"{len(rec.items):,} items, histories of {history}, {torch.get_num_threads()} threads\n")
-    single = {name: median(_seconds(rec, [h], [p]) for h, p in list(zip(histories, own))[_WARM_UP:]) for name, own in columns.items()}
+    for h, prompt in zip(histories, prompts):  # in turns; what was new is then known
+        taken.append([_seconds(rec, [h], [own]) for own in (None, prompt, prompt)])
+    single = dict(zip(kinds, np.median(taken[_WARM_UP:], axis=0)))
     base = single["no prompt"]
     rows = [[name, f"{1000 * value:.1f}", f"{value / base:.2f}"] for name, value in single.items()]
     print(tabulate(rows, headers=["one request", "ms, median", "of no prompt"], tablefmt="github", disable_numparse=True), "\n")
@@ -36,7 +37,8 @@ def main(folder, requests=200, history=50):
     for size in _BATCHES:
         batch = [histories[n % count] for n in range(size)]
         known = [prompts[n % count] for n in range(size)]
-        plain, asked = (median(_seconds(rec, batch, own) for _ in range(_REPEATS)) for own in ([None] * size, known))
+        turns = [[_seconds(rec, batch, own) for own in ([None] * size, known)] for _ in range(_REPEATS)]
+        plain, asked = np.median(turns, axis=0)
         rows.append([size, f"{size / plain:,.0f}", f"{size / asked:,.0f}", f"{asked / plain:.2f}"])
     head = ["batch", "requests/s, no prompt", "requests/s, prompt known", "time, of no prompt"]
     print(tabulate(rows, headers=head, tablefmt="github", disable_numparse=True))
