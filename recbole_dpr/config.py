@@ -323,6 +323,8 @@ def settings_in_force(config):
         plain["train_neg_sample_args"] = None  # as RecBole wants it said
     if config["dataset"] == Path(plain["data_path"]).name:
         plain["data_path"] = str(Path(plain["data_path"]).parent)  # RecBole has put the dataset's name behind it
+    if Path(plain["data_path"]).name == "dataset_example":  # inside RecBole's wheel, wherever that is the next time
+        del plain["data_path"]
     return plain
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import tiny
 from recbole_dpr import load, run_dpr
 from recbole_dpr.cli import main
-from recbole_dpr.config import make_config
+from recbole_dpr.config import make_config, settings_in_force
 from recbole_dpr.errors import UserError
 from recbole_dpr.evaluation.queries import build_queries
 from recbole_dpr.materials import read_sequences
@@ -80,6 +80,14 @@ def test_the_run_can_be_repeated_from_its_config(finished, tmp_path):
     assert again["results"] == result["results"]
     first, second = (load_file(Path(f) / "model.safetensors") for f in (result["folder"], again["folder"]))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_a_run_leaves_names_no_folder_of_this_environment():
+    """ml-100k lies inside RecBole's wheel: the next environment has it elsewhere."""
+    config = make_config("DPR_SASRec", "ml-100k")
+    kept = settings_in_force(config)
+    assert "data_path" not in kept
+    assert make_config(kept.pop("model"), kept.pop("dataset"), (), kept)["data_path"] == config["data_path"]
 
 
 class Interrupted(Exception):
