@@ -161,27 +161,22 @@ class Promptable:
         Returns:
             fused state [N, k]; weights of the item side [N, 1 + C]: its text, its categories (None in the paper's form).
         """
-        return self.moved(state, *self.keys(prompt, tokens), intent), self.item_side_weights(prompt, named, intent)
+        attended = self.attended(state, *self.keys(prompt, tokens), intent)
+        return self.moved(state, attended, intent), self.item_side_weights(prompt, named, intent)
 
     def keys(self, prompt, tokens=None):
         """What the cross-attention meets of prompts [N, D], whoever asks: [N, L, d], and its padding, bool [N, L] or None."""
         keys, padding = (prompt[:, None], None) if tokens is None else tokens
         return self.projector(keys), padding
 
-    def moved(self, state, keys, padding, intent):
-        """States [N, k] fused with `keys`: [N, k]."""
-        return self.moved_by(state, self.attended(state, keys, padding, intent), intent)
-
     def attended(self, state, keys, padding, intent):
         """What the cross-attention makes of `keys` [N, L, d] for states [N, k]: [N, d]. With sentence keys, L = 1, state may be None."""
         own = None if state is None else state[:, : keys.shape[2]]
         return self.tower.ask(FusionBlock.attended, intent, own, keys, padding)
 
-    def moved_by(self, state, attended, intent):
-        """States [N, k] fused with what is `attended`: [N, k]."""
+    def moved(self, state, attended, intent):
+        """States [N, k] fused with what is `attended` [N, d]: [N, k]."""
         size = attended.shape[1]
-        if size == state.shape[1]:
-            return self.tower.ask(FusionBlock.fused, intent, state, attended)
         return torch.cat([self.tower.ask(FusionBlock.fused, intent, state[:, :size], attended), state[:, size:]], dim=1)
 
     def item_side_weights(self, prompt, named, intent):

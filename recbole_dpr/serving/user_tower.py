@@ -71,7 +71,7 @@ class UserTower(nn.Module):
     def own_part(self, state, answering, attended, intent, strength, owner):
         """[B, R - S]: the part of the vectors that meets the backbones' item vectors; attended [N, d] as from `Promptable.attended`."""
         resting = answering[owner]
-        moves = strength[:, None] * (self.model.moved_by(resting, attended, intent) - resting)
+        moves = strength[:, None] * (self.model.moved(resting, attended, intent) - resting)
         if self.model.answering is self.model:  # at rest is plain
             return state.index_add(0, owner, moves)
         share = torch.zeros_like(state[:, 0]).scatter_reduce(0, owner, strength.clamp(max=1.0), "amax")[:, None]
