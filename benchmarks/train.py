@@ -189,30 +189,43 @@ def _last_line(command):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _cost(sequences, config, found, rate):
-    """FLOPs of one target by the cost model, the floor that the ceilings give, and the share of it that was reached."""
+def floor_of_target(sequences, config, found):
+    """What a target of SASRec must take by the cost model, forward and backward, at the ceilings `found` (ceilings.measured).
+
+    Returns:
+        ({part: seconds}, {part: FLOP} of those that are products, float: positions that a position attends to, on average).
+    """
     d, inner, n_layers = config["hidden_size"], config["inner_size"], config["n_layers"]
     loader = promptable(config["model"]).loader(sequences, config, {}, 0)
     lengths = loader.lengths.astype(np.float64)
-    context = (lengths * (lengths + 1) / 2).sum() / lengths.sum()  # positions that a position attends to, on average
-    # forward; twice as much again backward
-    parts = {
-        "softmax over all items": 3 * 2 * d * sequences.n_items,
+    context = (lengths * (lengths + 1) / 2).sum() / lengths.sum()
+    # backward takes twice what forward takes
+    flops = {
+        "scores of all items": 3 * 2 * d * sequences.n_items,
         "linear layers": 3 * n_layers * (8 * d * d + 4 * d * inner),
         "attention": 3 * n_layers * 4 * d * context,
     }
-    softmax, backbone = (
-        str(compute_dtype(config[f"{part}_precision"], config["device"])).removeprefix("torch.") for part in ("softmax", "backbone")
-    )
+    softmax, backbone = _dtypes(config)
     scores, square = found[f"product, scores, {softmax}"][0], found[f"product, square, {backbone}"][0]
-    seconds = {name: flops / (scores if name.startswith("softmax") else square) for name, flops in parts.items()}
-    seconds["exponentials of the softmax"] = sequences.n_items / found["exp, in cache"][0]
+    seconds = {part: flop / (scores if part.startswith("scores") else square) for part, flop in flops.items()}
+    seconds["softmax"] = sequences.n_items / found[f"softmax, {softmax}"][0]
     seconds["dropout"] = d * (1 + 2 * n_layers) / found["dropout"][0]
+    return seconds, flops, context
+
+
+def _dtypes(config):
+    return [str(compute_dtype(config[f"{part}_precision"], config["device"])).removeprefix("torch.") for part in ("softmax", "backbone")]
+
+
+def _cost(sequences, config, found, rate):
+    """The cost model of one target as a table, and the share of its floor that was reached."""
+    seconds, flops, context = floor_of_target(sequences, config, found)
     floor = sum(seconds.values())
-    rows = [[name, f"{parts[name] / 1e6:.2f}" if name in parts else "", f"{1e6 * value:.2f}"] for name, value in seconds.items()]
-    rows.append(["**floor**", f"{sum(parts.values()) / 1e6:.2f}", f"{1e6 * floor:.2f}"])
+    rows = [[part, f"{flops[part] / 1e6:.2f}" if part in flops else "", f"{1e6 * value:.2f}"] for part, value in seconds.items()]
+    rows.append(["**floor**", f"{sum(flops.values()) / 1e6:.2f}", f"{1e6 * floor:.2f}"])
     rows.append(["measured", "", f"{1e6 / rate:.2f}"])
     table = tabulate(rows, headers=["one target", "MFLOP", "microseconds"], tablefmt="github", disable_numparse=True)
+    softmax, backbone = _dtypes(config)
     return f"{table}\n\nShare of the floor: {100 * floor * rate:.0f} % (softmax in {softmax}, backbone in {backbone}, mean context {context:.0f})."
 
 

@@ -26,6 +26,7 @@ from recbole_dpr.evaluation.queries import PROTOCOL_KEYS
 from recbole_dpr.materials import attach, prepare_prompts, read_sequences
 from recbole_dpr.model import is_promptable, promptable
 from recbole_dpr.model.backbones import ItemVocabulary
+from recbole_dpr.precision import compute_dtype
 from recbole_dpr.prompts.bank import PromptTable
 from recbole_dpr.prompts.intent import router
 from recbole_dpr.prompts.item_text import DescriptionText, MeanText
@@ -359,9 +360,12 @@ def versions():
 
 
 def machine():
-    """The machine in words: processor and threads, or the GPU."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    one = gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    """The machine in words: the GPU, or the processor, what torch uses of it and the threads."""
+    if torch.cuda.is_available():
+        one = torch.cuda.get_device_name()
+    else:
+        low = " and bfloat16" if compute_dtype("auto", torch.device("cpu")) == torch.bfloat16 else ""
+        one = f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()}{low}), {torch.get_num_threads()} threads"
     return one if distributed.world_size() == 1 else f"{distributed.world_size()} processes, each {one}"
 
 
