@@ -1,6 +1,6 @@
 """What a prompt costs: latency of single requests and throughput of batches, without and with one.
 
-    python benchmarks/latency.py RUN_FOLDER [--requests=200] [--history=50]
+    python benchmarks/latency.py RUN_FOLDER [--requests=200] [--history=50] [--unprompted_weight=W]
 
 RUN_FOLDER is a finished run of a DPR model. Histories are random items, `history` of them; prompts are different
 each time, of one clause. "prompt known": its vector is in memory from an earlier request. Seconds are of the processor, over all
@@ -20,8 +20,8 @@ from recbole_dpr.serving.recommender import load
 _WARM_UP, _BATCHES, _REPEATS = 10, (1, 16, 64, 256), 5
 
 
-def main(folder, requests=200, history=50):
-    rec, rng = load(folder), np.random.default_rng(0)
+def main(folder, requests=200, history=50, unprompted_weight=None):
+    rec, rng = load(folder, unprompted_weight=unprompted_weight), np.random.default_rng(0)
     count = requests + _WARM_UP
     histories = [rng.choice(rec.items, min(history, len(rec.items)), replace=False).tolist() for _ in range(count)]
     prompts = [f"something like story number {n}" for n in range(count)]

@@ -20,14 +20,15 @@ COLUMNS = {
     "intents_heldout4": ["text", "clauses", "style", "domain"],
     "intents_heldout5": ["text", "clauses", "style", "domain"],
     "intents_heldout6": ["text", "clauses", "style", "domain"],
+    "intents_heldout7": ["text", "clauses", "style", "domain"],
     "requests": ["text", "clauses", "style", "categories"],
     "meanings": ["text", "categories"],
     "category_wishes": ["text", "intent", "categories"],
     "category_wishes_dev": ["text", "intent", "categories"],
 }
 MIN_ROWS = {
-    **{"intents_train": 17900, "intents_heldout": 400, "intents_heldout2": 400, "intents_heldout3": 400, "intents_heldout4": 360, "intents_heldout5": 390, "intents_heldout6": 340},
-    **{"requests": 2700, "meanings": 8400, "category_wishes": 300, "category_wishes_dev": 350},
+    **{"intents_train": 21200, "intents_heldout": 400, "intents_heldout2": 400, "intents_heldout3": 400, "intents_heldout4": 360, "intents_heldout5": 390, "intents_heldout6": 340, "intents_heldout7": 380},
+    **{"requests": 5280, "meanings": 8400, "category_wishes": 300, "category_wishes_dev": 350},
 }
 MIN_HELD_OUT_COMPOUNDS = 150
 INTENTS = {"positive", "negative"}
@@ -39,7 +40,7 @@ MAX_JACCARD_HELD_OUT = 0.4
 MAX_JACCARD_WISHES = 0.5
 MAX_JACCARD_TEMPLATES = 0.5
 
-HELD_OUT = ("intents_heldout", "intents_heldout2", "intents_heldout3", "intents_heldout4", "intents_heldout5", "intents_heldout6")
+HELD_OUT = ("intents_heldout", "intents_heldout2", "intents_heldout3", "intents_heldout4", "intents_heldout5", "intents_heldout6", "intents_heldout7")
 TRAINING = ("intents_train", "requests")
 CLAUSED = (*TRAINING, *HELD_OUT)
 each_file = pytest.mark.parametrize("name", COLUMNS)
@@ -145,9 +146,9 @@ def test_clauses_are_found_in_order(name):
 def test_intents_styles_and_domains_are_spread(name):
     rows = ROWS[name]
     intents = Counter(intent for row in rows for _, intent in clauses(row))
-    assert min(intents.values()) >= 0.4 * intents.total()
+    assert min(intents.values()) >= (0.35 if name == "requests" else 0.4) * intents.total()  # requests are there for their refusals
     styles = Counter(row["style"] for row in rows)
-    assert min(styles.values()) >= {"intents_heldout4": 20, "intents_heldout5": 20, "intents_heldout6": 19}.get(name, 25)  # of which texts near to training have left
+    assert min(styles.values()) >= {"intents_heldout4": 20, "intents_heldout5": 20, "intents_heldout6": 19, "intents_heldout7": 23}.get(name, 25)  # of which texts near to training have left
     assert all(re.fullmatch(r"[a-z]+(-[a-z]+)?", style) for style in styles)
     if name == "requests":
         return

@@ -15,6 +15,7 @@ from recbole_dpr.model.paired import PairedSASRec
 from recbole_dpr.prompts.intent import Clause, router
 from recbole_dpr.serving import recommender
 from recbole_dpr.serving.memory import Memory
+from recbole_dpr.serving.user_tower import UserTower
 
 HISTORY = ["i3", "i14", "i15"]
 TWO = "a western, but no horror"
@@ -330,6 +331,26 @@ def test_both_backbones_in_one_pass_are_each_by_itself(rec, monkeypatch):
         rec.user_embeddings(histories, prompts)
     monkeypatch.setattr("recbole_dpr.serving.user_tower._PAIRED", 0)
     np.testing.assert_allclose(rec.user_embeddings(histories, prompts), together, atol=1e-5)
+
+
+def test_at_weight_0_prompted_requests_ask_one_backbone(tiny_model, monkeypatch):
+    """The unprompted one counts with a request without a prompt, or with one of a strength below 1, alone."""
+    rec = load(tiny_model, unprompted_weight=0)
+    histories, prompts = [HISTORY, []], [TWO, "a western"]
+    with monkeypatch.context() as patch:
+        patch.setattr(UserTower, "asks_plain", lambda *_: True)
+        lists, vectors = rec.recommend_batch(histories, prompts, strength=[[2, 0.5], 1]), rec.user_embeddings(histories, prompts)
+    monkeypatch.setattr(PairedSASRec, "__call__", lambda *_: pytest.fail("both"))
+    monkeypatch.setattr(rec.model, "encode", lambda *_: pytest.fail("unprompted"))
+    found = rec.recommend_batch(histories, prompts, strength=[[2, 0.5], 1])
+    assert [own.items for own in found] == [own.items for own in lists]
+    np.testing.assert_allclose([own.scores for own in found], [own.scores for own in lists], atol=1e-5)
+    np.testing.assert_allclose(rec.user_embeddings(histories, prompts), vectors, atol=1e-5)
+    for others in ({"strength": 0.5}, {"prompts": [TWO, None]}):
+        with pytest.raises(pytest.fail.Exception, match="both"):
+            rec.recommend_batch(**{"histories": histories, "prompts": prompts, **others})
+    with pytest.raises(UserError, match="unprompted_weight=-1: a number from 0"):
+        load(tiny_model, unprompted_weight=-1)
 
 
 def test_ids_may_come_in_any_collection(rec):

@@ -210,7 +210,8 @@ class Recommender:
     def _scores(self, histories, clauses, strengths, exclude_seen, barred):
         """[B, V]: `_user_vectors` times the items' vectors, of which a clause's part is added as it is kept."""
         flat, intent, strength, owner = self._flat(clauses, strengths)
-        state, answering = self._tower.states(*self._histories(histories), prompted=bool(flat))
+        plain = not flat or self._tower.asks_plain(strength, owner, len(histories))
+        state, answering = self._tower.states(*self._histories(histories), bool(flat), plain)
         if flat:
             attended, asked = self._clauses(flat, answering[owner])
             scores = self._tower.own_part(state, answering, attended, intent, strength, owner) @ self._learned.T
@@ -358,22 +359,28 @@ def save(folder, model, config, sequences, encoder):
     known_users.save(folder, sequences)
 
 
-def load(folder, device="cpu", prompt_encoder=None, intent_router=None, intent_model=None):
+def load(folder, device="cpu", prompt_encoder=None, intent_router=None, intent_model=None, unprompted_weight=None):
     """A Recommender from the folder of a finished run; unpickles nothing and needs no dataset.
 
     Args:
         folder: the run's folder, with model.safetensors and model.json.
         prompt_encoder: where the sentence encoder now lies, if not under the name it was trained with.
         intent_router, intent_model: what splits prompts into clauses (properties/dpr.yaml), if not what the run says.
+        unprompted_weight: of the unprompted score in answers to prompts (properties/training.yaml), if not what the run says.
+            At 0 a prompted request asks one backbone instead of two (docs/serving.md has what that gains and costs).
 
     Raises:
         UserError: a file is missing or damaged, or the encoder or the router is not to be had.
     """
+    if unprompted_weight is not None and not 0 <= unprompted_weight < np.inf:
+        raise UserError(f"unprompted_weight={unprompted_weight!r}: a number from 0 is needed")
     folder = Path(folder)
     try:
         description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         config = _Settings(description["config"])
         config["device"] = torch.device(device)
+        if unprompted_weight is not None:
+            config["unprompted_weight"] = unprompted_weight
         model = promptable(description["model"])(config, ItemVocabulary(len(description["items"]) + 1, config))
         model.load_state_dict(load_file(folder / "model.safetensors", device=str(device)))
     except FileNotFoundError as error:

@@ -45,21 +45,40 @@ class UserTower(nn.Module):
         Returns:
             float [B, R].
         """
-        state, answering = self.states(item_seq, length, prompted=owner.shape[0] > 0)
-        if owner.shape[0] == 0:
+        prompted = owner.shape[0] > 0
+        plain = not prompted or torch.compiler.is_compiling() or self.asks_plain(strength, owner, len(length))
+        state, answering = self.states(item_seq, length, prompted, plain)
+        if not prompted:
             return self.model.unprompted_vectors(state)
         return self.combined(state, answering, prompt, intent, strength, owner, tokens)
 
-    def states(self, item_seq, length, prompted):
-        """[B, k] of the unprompted backbone, and of the answering one (None unless any is prompted); arguments as for `forward`."""
+    def asks_plain(self, strength, owner, n_requests):
+        """Whether the unprompted state counts in any of so many requests, or is met with weight 0 in all; arguments as for `forward`."""
+        if self.model.answering is self.model or self.model.unprompted_weight:
+            return True
+        strongest = torch.zeros(n_requests, device=strength.device).scatter_reduce(0, owner, strength, "amax")
+        return bool((strongest < 1).any())
+
+    def states(self, item_seq, length, prompted, plain=True):
+        """States of both backbones; item_seq and length as for `forward`.
+
+        Args:
+            prompted: whether any request is; plain: whether the unprompted state is needed.
+
+        Returns:
+            [B, k] of the unprompted backbone, None unless plain; [B, k] of the answering one, None unless prompted.
+        """
         model, empty, length = self.model, (length == 0)[:, None], length.clamp(min=1)
         exported = torch.compiler.is_compiling()  # for any number of requests
-        both = prompted and self._pair is not None and not exported and item_seq.numel() <= _PAIRED
-        states = self._pair(item_seq, length) if both else [model.encode(item_seq, length)]
-        if prompted and not both:
-            states.append(model.answering.encode(item_seq, length) if model.answering is not model else states[0])
-        states = [torch.where(empty, mean, state) for mean, state in zip(model.mean_states, states)]
-        return states if prompted else (*states, None)
+        if plain and prompted and self._pair is not None and not exported and item_seq.numel() <= _PAIRED:
+            state, answering = self._pair(item_seq, length)
+        else:
+            state = model.encode(item_seq, length) if plain else None
+            answering = None
+            if prompted:
+                answering = model.answering.encode(item_seq, length) if model.answering is not model else state
+        known = lambda found, mean: None if found is None else torch.where(empty, mean, found)  # noqa: E731
+        return known(state, model.mean_states[0]), known(answering, model.mean_states[-1])
 
     def combined(self, state, answering, prompt, intent, strength, owner, tokens=None):
         """What `forward` returns, from `states`, where any request is prompted."""
@@ -69,11 +88,15 @@ class UserTower(nn.Module):
         return torch.cat([own, asked.new_zeros(own.shape[0], asked.shape[1]).index_add(0, owner, asked)], dim=1)
 
     def own_part(self, state, answering, attended, intent, strength, owner):
-        """[B, R - S]: the part of the vectors that meets the backbones' item vectors; attended [N, d] as from `Promptable.attended`."""
+        """[B, R - S]: the part of the vectors that meets the backbones' item vectors.
+
+        Args:
+            state: [B, k], or None where `asks_plain` says that it does not count; attended: [N, d] as from `Promptable.attended`.
+        """
         resting = answering[owner]
         moves = strength[:, None] * (self.model.moved(resting, attended, intent) - resting)
         if self.model.answering is self.model:  # at rest is plain
             return state.index_add(0, owner, moves)
-        share = torch.zeros_like(state[:, 0]).scatter_reduce(0, owner, strength.clamp(max=1.0), "amax")[:, None]
-        plain = (1 - share + share * self.model.unprompted_weight) * state
+        share = torch.zeros_like(answering[:, 0]).scatter_reduce(0, owner, strength.clamp(max=1.0), "amax")[:, None]
+        plain = torch.zeros_like(answering) if state is None else (1 - share + share * self.model.unprompted_weight) * state
         return torch.cat([plain, (share * answering).index_add(0, owner, moves)], dim=1)
