@@ -20,7 +20,7 @@ _LOGISTIC_C, _NONE_WEIGHT = 40.0, 0.5
 # of the category at large.
 _PHRASES_C, _MEANINGS_C, _MOST_PHRASES = 1.0, 12.0, 50_000
 _SLOPE, _EVEN, _AT_LARGE = 2.0, -0.5, 0.3
-_MEANINGS_SLOPE, _MEANINGS_EVEN = 1.5, -1.0
+_MEANINGS_SLOPE, _MEANINGS_EVEN = 3.0, -1.5
 
 
 class PromptTable:

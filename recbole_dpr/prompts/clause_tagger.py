@@ -149,16 +149,23 @@ class ClauseTagger(nn.Module):
         steps, inside = self.steps(), torch.arange(labels.shape[1]) < lengths[:, None]
         before = nn.functional.pad(labels[:, :-1], (1, 0), value=OUTSIDE)
         gold = ((scores.gather(2, labels[..., None]).squeeze(2) + steps[before, labels]) * inside).sum(1)
-        total = steps[OUTSIDE] + scores[:, 0]  # [B, L] log of the sum over all sequences that end here in each label
-        for w in range(1, labels.shape[1]):
-            on = torch.logsumexp(total[:, :, None] + steps, dim=1) + scores[:, w]
-            total = torch.where(inside[:, w, None], on, total)
-        return (torch.logsumexp(total, dim=1) - gold).mean()
+        return (log_total(scores, steps, lengths) - gold).mean()
 
     def best(self, scores):
         """The likeliest labels of one window: W ints, of scores as array [W, L]."""
         steps = self.steps().numpy()  # arrays: at this size the calls are what costs
         return _best_path([steps[OUTSIDE] + scores[0], *scores[1:]], repeat(steps))
+
+
+def log_total(scores, steps, lengths):
+    """Log of the sum over all label sequences: scores [B, W, L], steps [L, L], or [B, W, L, L] of every word after its predecessor, lengths int64 [B] -> [B]."""
+    steps = steps.expand(*scores.shape, -1)
+    inside = torch.arange(scores.shape[1]) < lengths[:, None]
+    total = steps[:, 0, OUTSIDE] + scores[:, 0]  # [B, L] of all sequences that end here in each label
+    for w in range(1, scores.shape[1]):
+        on = torch.logsumexp(total[:, :, None] + steps[:, w], dim=1) + scores[:, w]
+        total = torch.where(inside[:, w, None], on, total)
+    return torch.logsumexp(total, dim=1)
 
 
 def _best_path(scores, steps):
