@@ -2,6 +2,7 @@
 
 import re
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +50,32 @@ def test_loss_and_best_are_those_of_all_sequences_listed(plain):
         expected.append(torch.logsumexp(sums, 0) - sums[every.index(tuple(labels[row, :length].tolist()))])
         assert tuple(tagger.best(scores[row, :length].numpy())) == every[int(sums.argmax())]
     torch.testing.assert_close(tagger.loss(scores, labels, lengths), torch.stack(expected).mean(), atol=1e-4, rtol=0)
+
+
+def test_a_student_learns_the_sequences_of_its_teacher(plain, monkeypatch):
+    """Its loss is the cross-entropy of all sequences listed, and has no slope where it scores them as its teacher does."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    import train_router
+
+    texts, lengths = [[("no blood today", None)], [("tea", "positive")]], torch.tensor([3, 1])
+    labels, pairs = train_router.opinion(plain, texts, lengths)
+    torch.testing.assert_close(labels.sum(2), (torch.arange(3) < lengths[:, None]).float(), atol=1e-4, rtol=0)
+    tagger = plain.tagger
+    with torch.no_grad():
+        own = tagger(*clause_tagger.collate([plain.windows(text[0][0])[0] for text in texts]))
+    other = torch.randn(own.shape, generator=torch.Generator().manual_seed(3))
+    expected = 0.0
+    for row, length in enumerate(lengths.tolist()):
+        every = [labels for labels in product(range(5), repeat=length) if legal(labels)]
+        odds = [
+            torch.stack([sum(scores[row, w, label] + tagger.transitions[before, label] for w, (before, label) in enumerate(zip((0, *labels), labels))) for labels in every])
+            for scores in (own, other)
+        ]
+        expected -= (odds[0].softmax(0) * odds[1].log_softmax(0)).sum() / len(texts)
+    torch.testing.assert_close(train_router.soft_loss(tagger, other, lengths, labels, pairs), expected, atol=1e-4, rtol=0)
+    own.requires_grad_()
+    (slope,) = torch.autograd.grad(train_router.soft_loss(tagger, own, lengths, labels, pairs), own)
+    assert slope.abs().max() < 1e-4
 
 
 def test_windows_hold_every_word_once_and_end_with_sentences(plain):
@@ -122,7 +149,7 @@ def test_damaged_weights(tmp_path, damage):
 
 
 def test_the_file_is_small():
-    assert clause_tagger.WEIGHTS.stat().st_size <= 4_000_000
+    assert clause_tagger.WEIGHTS.stat().st_size <= 6_000_000
 
 
 @pytest.mark.parametrize(("text", "second", "intents"), [

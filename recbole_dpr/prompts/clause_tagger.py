@@ -110,14 +110,17 @@ class ClauseTagger(nn.Module):
         self.norm = nn.LayerNorm(size, eps=_NORM_EPS)
         n_layers = sum(name.endswith("intermediate.dense.bias") for name in encoder)
         self.layers = nn.ModuleList(_Layer(size, inner) for _ in range(n_layers))
-        self.output = nn.Linear(size, _LABELS)
-        self.transitions = nn.Parameter(torch.zeros(_LABELS, _LABELS))
-        self.register_buffer("barred", torch.where(allowed(), 0.0, _NEVER), persistent=False)
+        self._add_head(size)
         for kind in ("weight", "bias"):
             getattr(self.norm, kind).data.copy_(encoder[f"embeddings.LayerNorm.{kind}"])
             for number, layer in enumerate(self.layers):
                 for part, name in _NAMES.items():
                     getattr(getattr(layer, part), kind).data.copy_(encoder[f"encoder.layer.{number}.{name}.{kind}"])
+
+    def _add_head(self, size):
+        self.output = nn.Linear(size, _LABELS)
+        self.transitions = nn.Parameter(torch.zeros(_LABELS, _LABELS))
+        self.register_buffer("barred", torch.where(allowed(), 0.0, _NEVER), persistent=False)
 
     def states(self, pieces, mask):
         """Vectors of word pieces [B, P, D]; arguments as for `forward`."""
