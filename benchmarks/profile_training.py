@@ -2,9 +2,10 @@
 
     python benchmarks/profile_training.py [--history=50] [--steps=20] [--dataset=ml-1m] [--data_path=FOLDER]
 
-Stage 1 with the sizes of benchmarks/train.py, exact softmax, one thread. torch's profiler gives the parts' shares, each
-operator without those that it calls; they share out the processor time of the same steps without the profiler, which makes
-small operators dearer than they are. Ceilings are measured just before. Prints Markdown.
+Stage 1 with the sizes of benchmarks/train.py, exact softmax, one thread, batches made beforehand. torch's profiler gives the
+parts' shares, each operator without those that it calls; they share out the processor time of the same steps without the profiler,
+so what Python takes between operators is spread over all of them, and small ones look dearer than they are. Ceilings are measured
+just before; the floor of dropout and attention is that of benchmarks/train.py. Prints Markdown.
 """
 
 import sys
@@ -26,7 +27,7 @@ from recbole_dpr.materials import read_sequences
 from recbole_dpr.run import machine, versions
 
 _WARM_UP = 5  # steps
-_PRODUCTS = {"aten::mm", "aten::addmm"}
+_PRODUCTS = ("aten::mm", "aten::addmm")
 # operators -> part, where the shapes of their arguments do not say it
 _PARTS = {
     "attention": ("bmm", "baddbmm", "_softmax", "_softmax_backward_data"),
@@ -35,19 +36,20 @@ _PARTS = {
     "GELU": ("gelu", "gelu_backward"),
     "conversions and copies": ("copy_",),
     "sums: residuals, gradients, masks times values": ("add", "add_", "mul", "sum", "sub_", "neg"),
-    "rows of the item table": ("index_select", "index", "index_add_", "embedding_dense_backward"),
+    "gathering rows": ("index_select", "index", "gather", "index_add_", "_index_put_impl_", "embedding_dense_backward"),
+    "optimiser": ("_fused_adam_",),
 }
 _PART_OF = {f"aten::{operator}": part for part, operators in _PARTS.items() for operator in operators}
 
 
 def part_of(operator, shapes, n_items):
     """The part of a step that an operator belongs to; shapes: of its arguments, a list of sizes for each tensor."""
-    if any(n_items in shape and len(shape) == 2 and max(shape) == n_items for shape in shapes):
+    if any(n_items in shape for shape in shapes if len(shape) == 2):
         if operator in _PRODUCTS:
             return "scores of all items"
         if operator == "aten::_softmax":
             return "softmax"
-    return "linear layers" if operator in _PRODUCTS else _PART_OF.get(operator, "allocation, calls and the rest")
+    return "linear layers" if operator in _PRODUCTS else _PART_OF.get(operator, "allocation, views, calls and the rest")
 
 
 def main(history=50, steps=20, **settings):

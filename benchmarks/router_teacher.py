@@ -4,11 +4,12 @@ Its words are those of the shipped tagger: both encoders cut text into words as 
 """
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoModel
 
+from recbole_dpr.errors import UserError
 from recbole_dpr.precision import compute_dtype
 from recbole_dpr.prompts.clause_tagger import ClauseTagger, Reader
 
@@ -48,9 +49,19 @@ def trained_parts(tagger):
     return layers, [part for layer in layers for part in (layer.attention.attn.o, layer.output.dense)], _LEARNING_RATE
 
 
-def load(folder, file):
-    """The TeacherReader over the encoder in a folder, as it was trained."""
+def load(folder, file, made_of):
+    """The TeacherReader over the encoder in a folder, as it was trained.
+
+    Raises:
+        UserError: the file is of other texts or settings than the metadata `made_of` says, or of another encoder.
+    """
+    with safe_open(file, "pt") as opened:
+        if opened.metadata() != made_of:
+            raise UserError(f"teacher={file}: made of other texts, or with another seed or number of epochs; name a new file to make one")
+        trained = {name: opened.get_tensor(name).float() for name in opened.keys()}
     reader = untrained(folder)
-    reader.tagger.load_state_dict({name: p.float() for name, p in load_file(file).items()}, strict=False)
+    missing, unexpected = reader.tagger.load_state_dict(trained, strict=False)
+    if unexpected or {"output.weight", "transitions"} & set(missing):
+        raise UserError(f"teacher={file}: of another encoder than the one in {folder}")
     reader.tagger.to(compute_dtype("auto", torch.device("cpu")))
     return reader

@@ -206,10 +206,16 @@ def floor_of_target(sequences, config, found):
         "attention": 3 * n_layers * 4 * d * context,
     }
     softmax, backbone = _dtypes(config)
-    scores, square = found[f"product, scores, {softmax}"][0], found[f"product, square, {backbone}"][0]
-    seconds = {part: flop / (scores if part.startswith("scores") else square) for part, flop in flops.items()}
-    seconds["softmax"] = sequences.n_items / found[f"softmax, {softmax}"][0]
-    seconds["dropout"] = d * (1 + 2 * n_layers) / found["dropout"][0]
+    rate = {name: value for name, (value, _) in found.items()}
+    seen = n_layers * config["n_heads"] * context  # weights of the attention, each with an exponential and a draw of dropout
+    scores = (1 / rate[f"product, scores, {softmax}"] + 2 / rate[f"product, gradient, {softmax}"]) / 3
+    seconds = {
+        "scores of all items": flops["scores of all items"] * scores,
+        "linear layers": flops["linear layers"] / rate[f"product, square, {backbone}"],
+        "attention": flops["attention"] / rate[f"product, square, {backbone}"] + seen / rate[f"softmax, {backbone}"],
+        "softmax": sequences.n_items / rate[f"softmax, {softmax}"],
+        "dropout": (d * (1 + 2 * n_layers) + seen) / rate["dropout"],
+    }
     return seconds, flops, context
 
 

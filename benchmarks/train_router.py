@@ -11,6 +11,7 @@ on from a weights file. --without= leaves styles out of training and measures on
 held-out files before the last, never on intents_heldout7.tsv. On another processor the weights differ a little.
 """
 
+import hashlib
 import random
 import re
 import sys
@@ -26,6 +27,7 @@ from torch import nn
 from tqdm import tqdm
 
 from recbole_dpr.cli import parse_settings
+from recbole_dpr.errors import UserError
 from recbole_dpr.precision import compute_dtype
 from recbole_dpr.prompts import clause_tagger
 from recbole_dpr.prompts.clause_tagger import OUTSIDE, begin, collate, log_total
@@ -229,7 +231,8 @@ def opinion(teacher, texts, lengths):
         teacher: Reader; texts: B texts as parts; lengths: int64 [B] of their first windows in words.
     """
     windows = [teacher.windows("".join(part for part, _ in text))[0] for text in texts]
-    assert [len(window.first) for window in windows] == lengths.tolist()
+    if [len(window.first) for window in windows] != lengths.tolist():
+        raise ValueError("the teacher cuts texts into other words than the student")
     with torch.no_grad():
         scores, steps = teacher.tagger(*collate(windows)), teacher.tagger.steps()
     scores, steps = scores.requires_grad_(), steps.expand(*scores.shape, -1).contiguous().requires_grad_()
@@ -249,17 +252,23 @@ def main(epochs=4, seed=2026, start=None, without="", output=clause_tagger.WEIGH
     rows = read("intents_train") + read("requests", "movielens")
     frames = (dataset_dir() / "prompts" / "intent_frames.txt").read_text(encoding="utf-8").splitlines()
     corpus = [row for row in rows if row[2] not in left_out], frames
-    if teacher and not Path(teacher).exists():
-        torch.manual_seed(seed)
-        reader = router_teacher.untrained(teacher_encoder)
-        trained = train(reader, Plan(*router_teacher.trained_parts(reader.tagger)), *corpus, teacher_epochs, seed)
-        with replacing(teacher) as temporary:
-            save_file({name: p.half() for name, p in trained.items()}, temporary)
+    taught = None
+    if teacher:
+        if not teacher_encoder:
+            raise UserError("--teacher= needs --teacher_encoder=FOLDER of all-mpnet-base-v2")
+        made_of = {"made_of": f"{hashlib.sha256(repr(corpus).encode()).hexdigest()}, seed {seed}, {teacher_epochs} epochs"}
+        if not Path(teacher).exists():
+            torch.manual_seed(seed)
+            reader = router_teacher.untrained(teacher_encoder)
+            trained = train(reader, Plan(*router_teacher.trained_parts(reader.tagger)), *corpus, teacher_epochs, seed)
+            with replacing(teacher) as temporary:
+                save_file({name: p.half() for name, p in trained.items()}, temporary, made_of)
+        taught = router_teacher.load(teacher_encoder, teacher, made_of)
     torch.manual_seed(seed)  # of the head's first weights
     reader = clause_tagger.untrained()
     if start:
         clause_tagger.apply(reader.tagger, load_file(start))
-    trained = train(reader, plan_of(reader.tagger), *corpus, epochs, seed, router_teacher.load(teacher_encoder, teacher) if teacher else None)
+    trained = train(reader, plan_of(reader.tagger), *corpus, epochs, seed, taught)
     with replacing(output) as temporary:
         save_file(clause_tagger.changes(clause_tagger.untrained().tagger, trained), temporary)
     print(f"written: {output}")

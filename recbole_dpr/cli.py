@@ -123,7 +123,7 @@ def _benchmark(argv):
 
 _SERVING_TEXT = ("history", "user", "prompt", "prompt_encoder", "intent_router", "intent_model", "host")  # ids and words: 007 and yes are no numbers or truths
 
-_LOADED_WITH = ("prompt_encoder", "intent_router", "intent_model")
+_LOADED_WITH = ("prompt_encoder", "intent_router", "intent_model", "unprompted_weight")
 
 
 def _serving_arguments(command, argv, keys):

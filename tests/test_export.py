@@ -47,14 +47,15 @@ def untrained(tiny_model):
     return make
 
 
-@pytest.mark.parametrize(("name", "most"), [("DPR_SASRec", 10), ("DPR_GRU4Rec", 10), ("DPR_BERT4Rec", 9)])
+@pytest.mark.parametrize(("name", "most", "weight"), [("DPR_SASRec", 10, 0.125), ("DPR_SASRec", 10, 0.0), ("DPR_GRU4Rec", 10, 0.125), ("DPR_BERT4Rec", 9, 0.125)])
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # of torch's exporter
-def test_onnx_answers_as_the_model(untrained, tmp_path, name, most):
+def test_onnx_answers_as_the_model(untrained, tmp_path, name, most, weight):
     """Batches, long and short histories, a new user, two clauses of one user, strengths: equal vectors."""
     onnxruntime = pytest.importorskip("onnxruntime")
     from recbole_dpr.serving.export import export_user_tower
 
     rec = untrained(name)
+    rec.model.unprompted_weight = weight
     export_user_tower(rec, tmp_path / "tower.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "tower.onnx")
     texts = ["a western", "horror", "a drama"]

@@ -5,9 +5,11 @@ import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from recbole_dpr import load, parse_prompt
 from recbole_dpr.errors import UserError
@@ -349,8 +351,15 @@ def test_at_weight_0_prompted_requests_ask_one_backbone(tiny_model, monkeypatch)
     for others in ({"strength": 0.5}, {"prompts": [TWO, None]}):
         with pytest.raises(pytest.fail.Exception, match="both"):
             rec.recommend_batch(**{"histories": histories, "prompts": prompts, **others})
-    with pytest.raises(UserError, match="unprompted_weight=-1: a number from 0"):
-        load(tiny_model, unprompted_weight=-1)
+    for wrong in (-1, "0", True, float("nan")):
+        with pytest.raises(UserError, match="unprompted_weight=.*: a number from 0"):
+            load(tiny_model, unprompted_weight=wrong)
+
+
+def test_one_backbone_for_all_is_asked_at_weight_0_too():
+    model = SimpleNamespace(unprompted_weight=0.0)
+    model.answering = model
+    assert UserTower.asks_plain(SimpleNamespace(model=model), torch.ones(1), torch.zeros(1, dtype=torch.int64), 1)
 
 
 def test_ids_may_come_in_any_collection(rec):

@@ -367,19 +367,22 @@ def load(folder, device="cpu", prompt_encoder=None, intent_router=None, intent_m
         prompt_encoder: where the sentence encoder now lies, if not under the name it was trained with.
         intent_router, intent_model: what splits prompts into clauses (properties/dpr.yaml), if not what the run says.
         unprompted_weight: of the unprompted score in answers to prompts (properties/training.yaml), if not what the run says.
-            At 0 a prompted request asks one backbone instead of two (docs/serving.md has what that gains and costs).
+            At 0 prompted requests ask one backbone instead of two (docs/serving.md has what that gains and costs).
 
     Raises:
-        UserError: a file is missing or damaged, or the encoder or the router is not to be had.
+        UserError: a file is missing or damaged, the encoder or the router is not to be had, or the weight is none.
     """
-    if unprompted_weight is not None and not 0 <= unprompted_weight < np.inf:
-        raise UserError(f"unprompted_weight={unprompted_weight!r}: a number from 0 is needed")
+    weight_is_given = unprompted_weight is not None
+    if weight_is_given and (isinstance(unprompted_weight, bool) or not isinstance(unprompted_weight, Real) or not 0 <= unprompted_weight < np.inf):
+        raise UserError(f"unprompted_weight={_shown(unprompted_weight)}: a number from 0 is needed")
     folder = Path(folder)
     try:
         description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         config = _Settings(description["config"])
         config["device"] = torch.device(device)
-        if unprompted_weight is not None:
+        if weight_is_given and config["decouple_backbone"] is False:
+            raise UserError(f"unprompted_weight={unprompted_weight}: the model in {folder} has one backbone for all requests (decouple_backbone), and no such weight")
+        if weight_is_given:
             config["unprompted_weight"] = unprompted_weight
         model = promptable(description["model"])(config, ItemVocabulary(len(description["items"]) + 1, config))
         model.load_state_dict(load_file(folder / "model.safetensors", device=str(device)))
