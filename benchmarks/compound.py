@@ -55,7 +55,7 @@ TEXTS = {
     ),
 }
 _WEIGHTS = (0.35, 0.5, 0.7, 1, 1.4, 2)  # of a clause's move, by intent
-TODAY = "additive"
+TODAY = "additive, states' share / n"
 _METRICS = ("NDCG@10", "Recall@10")
 
 
@@ -216,11 +216,11 @@ def _number_within(owner):
 COMBINATIONS = {
     "first clause only": first_clause,
     "sequential": sequential,
-    TODAY: additive(),
+    "additive": additive(),
     "additive, moves / √n": additive(lambda n: n**-0.5),
     "mean of the moves": additive(lambda n: 1 / n),
-    "additive, state's share / √n": additive(state_share=lambda n: n**-0.5),
-    "additive, state's share / n": additive(state_share=lambda n: 1 / n),
+    "additive, states' share / √n": additive(state_share=lambda n: n**-0.5),
+    TODAY: additive(state_share=lambda n: 1 / n),
 }
 
 

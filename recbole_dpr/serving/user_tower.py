@@ -10,18 +10,22 @@ from torch import nn
 from recbole_dpr.model.backbones import CausalSASRec
 from recbole_dpr.model.paired import PairedSASRec
 
+_FAINTEST = 1e-6  # strength
 _PAIRED = 2_000  # items of all histories, up to which both backbones in one pass are quicker than one after the other
 
 
 class UserTower(nn.Module):
     """What answers requests, in process and exported (`serving.export`).
 
-    Every clause moves the user's resting vector through its expert, and the moves add up, each times its strength:
+    Every clause moves the user's resting vector through its expert, each times its strength. What the moves ask of the items'
+    text and categories adds up; of the states' part, which meets what the backbones learned of the items, the mean is taken:
 
-        u = (1 - a) plain + a resting + sum_j s_j (prompted_j - resting),   a = min(1, largest s_j)
+        u = (1 - a) plain + a resting + sum_j s_j (prompted_j - resting) / (1 or, in the states' part, n),
+        a = min(1, largest s_j),   n = sum_j min(1, s_j) / a
 
-    so strength 0 is the plain backbone exactly, 1 the model as it was trained, and the way between is a straight line.
-    Above 1 only what the prompt moves grows; going on along that line would soon subtract the unprompted score.
+    so strength 0 is the plain backbone exactly, 1 the model as it was trained, and the way between is a straight line; n is the
+    number of clauses, of which a fainter one counts in part. Above 1 only what the prompt moves grows; going on along that line
+    would soon subtract the unprompted score. The mean is the best of the ways that benchmarks/compound.py compares.
 
     Args:
         model: Promptable, in eval mode, with the weights that it will answer from.
@@ -93,10 +97,12 @@ class UserTower(nn.Module):
         Args:
             state: [B, k], or None where `asks_plain` says that it does not count; attended: [N, d] as from `Promptable.attended`.
         """
-        resting = answering[owner]
-        moves = strength[:, None] * (self.model.moved(resting, attended, intent) - resting)
+        resting, heard, none = answering[owner], strength.clamp(max=1.0), torch.zeros_like(answering[:, 0])
+        share = none.scatter_reduce(0, owner, heard, "amax")
+        n = (none.index_add(0, owner, heard) / share.clamp(min=_FAINTEST)).clamp(min=1.0)
+        moves = (strength / n[owner])[:, None] * (self.model.moved(resting, attended, intent) - resting)
         if self.model.answering is self.model:  # at rest is plain
             return state.index_add(0, owner, moves)
-        share = torch.zeros_like(answering[:, 0]).scatter_reduce(0, owner, strength.clamp(max=1.0), "amax")[:, None]
+        share = share[:, None]
         plain = torch.zeros_like(answering) if state is None else (1 - share + share * self.model.unprompted_weight) * state
         return torch.cat([plain, (share * answering).index_add(0, owner, moves)], dim=1)
