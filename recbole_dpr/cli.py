@@ -18,7 +18,7 @@ _HELP = """recbole-dpr: promptable sequential recommendation for RecBole
       --epochs=K          caps the epochs of every stage
       --data_path=FOLDER  folder above the dataset's own folder
       --output_dir=FOLDER where the run goes (default saved/<model>-<dataset>-<time>)
-      --resume=FOLDER     go on with an interrupted run
+      --resume=FOLDER     go on with an interrupted run (alone, or with settings to change)
       --nproc=K           K processes on one run, a GPU each or on the CPU; of RecBole also --world_size= --ip= --port= --group_offset=
       any other key of properties/dpr.yaml or RecBole; a key of a stage as --stage3.epochs=4
   recbole-dpr benchmark --models=A,B,C --dataset=NAME [--ablations[=a,b]] [--seeds=1,2,3] [--key=value ...]
@@ -93,11 +93,12 @@ def parse_settings(argv, as_text=("model", "dataset", "config_files")):
 
 def _run(argv):
     settings = parse_settings(argv)
-    model, dataset = settings.pop("model", "DPR_SASRec"), settings.pop("dataset", "ml-100k")
-    files = settings.pop("config_files", "").split()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from recbole_dpr.run import run_dpr
+    from recbole_dpr.run import begun, run_dpr
 
+    default = begun(settings["resume"]) if settings.get("resume") else ("DPR_SASRec", "ml-100k")
+    model, dataset = settings.pop("model", default[0]), settings.pop("dataset", default[1])
+    files = settings.pop("config_files", "").split()
     result = run_dpr(model, dataset, files, settings)
     from recbole_dpr.evaluation.report import table
 

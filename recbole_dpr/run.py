@@ -385,17 +385,26 @@ def _new_folder(config, model, dataset):
     return folder
 
 
+def begun(folder):
+    """What a run in a folder was begun with: (model, dataset, dict of the other settings).
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        kept = yaml.safe_load((Path(folder) / "config.yaml").read_text(encoding="utf-8"))
+        return kept.pop("model"), kept.pop("dataset"), kept
+    except (OSError, yaml.YAMLError, KeyError, AttributeError):
+        raise UserError(f"resume={folder}: no config.yaml there; name the folder of an interrupted run") from None
+
+
 def _resumed(config_dict, model, dataset):
     """The folder to go on from, its settings put below those given; None without `resume`."""
     if not config_dict.get("resume"):
         return None
     folder = Path(config_dict["resume"])
-    try:
-        kept = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        started = kept.pop("model"), kept.pop("dataset")
-    except (OSError, yaml.YAMLError, KeyError, AttributeError):
-        raise UserError(f"resume={folder}: no config.yaml there; name the folder of an interrupted run") from None
-    if started != (model, dataset):
+    *started, kept = begun(folder)
+    if started != [model, dataset]:
         raise UserError(f"resume={folder}: holds a run of {' on '.join(started)}, not of {model} on {dataset}")
     for key, value in kept.items():
         config_dict.setdefault(key, value)

@@ -313,7 +313,7 @@ def test_ctrl_c_leaves_a_run_that_can_go_on(here, capsys, monkeypatch):
     assert "--resume" in capsys.readouterr().err
     monkeypatch.undo()
     os.chdir(here[0])
-    assert main(["run", "--model=DPR_SASRec", "--dataset=tiny", "--resume=out"]) == 0
+    assert main(["run", "--resume=out"]) == 0  # as the line says: no model, no dataset
     assert (here[0] / "out" / "table.md").exists()
 
 
