@@ -31,7 +31,7 @@ from recbole_dpr.errors import UserError
 from recbole_dpr.prompts.intent import Clause, router
 from recbole_dpr.resources import dataset_dir
 
-_HELD_OUT = ("intents_heldout", "intents_heldout2", "intents_heldout3", "intents_heldout4", "intents_heldout5", "intents_heldout6", "intents_heldout7")
+_HELD_OUT = ("intents_heldout", *(f"intents_heldout{number}" for number in range(2, 8)))
 _ENOUGH = 0.5  # F1 over words of a clause that counts as found
 _TIMED, _WARM_UP = 200, 10
 MEASURES = ("intent", "exact", "split", "split exact", "clauses")

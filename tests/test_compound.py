@@ -109,6 +109,24 @@ def test_todays_way_is_what_is_served(asked):
 
 
 @torch.no_grad()
+def test_strengths_of_several_clauses(asked):
+    """The dial is a straight line up to 1, a clause fades in without a step, and one of strength 0 changes nothing."""
+    model, plain, answering, prompt, intent, owner = asked
+    tower = UserTower(model)
+
+    def served(*strength):
+        return tower.combined(plain, answering, prompt, intent, torch.tensor(strength), owner)
+
+    off, half, full = (served(*[strength] * 5) for strength in (0.0, 0.5, 1.0))
+    torch.testing.assert_close(off, model.unprompted_vectors(plain))
+    torch.testing.assert_close(half, (off + full) / 2)
+    alone = model.prompted_vectors(plain[:1], answering[:1], prompt[:1], intent[:1])
+    torch.testing.assert_close(served(1.0, 0.0, 1.0, 1.0, 1.0)[:1], alone)
+    torch.testing.assert_close(served(1.0, 1e-4, 1.0, 1.0, 1.0)[:1], alone, atol=1e-4, rtol=0)
+    assert (full[:1] - alone).abs().max() > 0.01
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", compound.COMBINATIONS)
 def test_one_clause_is_the_model_as_trained(asked, name):
     model, plain, answering, prompt, intent, _ = asked

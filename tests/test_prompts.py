@@ -261,8 +261,8 @@ def test_the_meaning_reader_is_a_logistic_regression_of_phrases():
         for c in range(2):
             if c in some:
                 expected = LogisticRegression(C=12.0, tol=1e-6, max_iter=1000).fit(vectors[rows].numpy(), meant[:, c])
-                np.testing.assert_allclose(found[0][:, c].numpy(), 3.0 * expected.coef_[0], atol=0.04)
-                np.testing.assert_allclose(found[1][c].item(), 3.0 * (expected.intercept_[0] + 1.5), atol=0.04)
+                np.testing.assert_allclose(found[0][:, c].numpy(), 3.0 * expected.coef_[0], atol=0.02)
+                np.testing.assert_allclose(found[1][c].item(), 3.0 * (expected.intercept_[0] + 1.5), atol=0.02)
             else:
                 np.testing.assert_allclose(found[0][:, c].numpy(), weight[:, c].numpy(), atol=0.02)
 

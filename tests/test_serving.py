@@ -356,6 +356,15 @@ def test_at_weight_0_prompted_requests_ask_one_backbone(tiny_model, monkeypatch)
             load(tiny_model, unprompted_weight=wrong)
 
 
+def test_a_weight_is_refused_where_there_is_one_backbone(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "run")
+    description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    description["config"]["decouple_backbone"] = False
+    (folder / "model.json").write_text(json.dumps(description), encoding="utf-8")
+    with pytest.raises(UserError, match="unprompted_weight=0: the model in .* has one backbone"):
+        load(folder, unprompted_weight=0)
+
+
 def test_one_backbone_for_all_is_asked_at_weight_0_too():
     model = SimpleNamespace(unprompted_weight=0.0)
     model.answering = model

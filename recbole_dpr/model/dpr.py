@@ -27,9 +27,7 @@ from recbole_dpr.prompts.description import DescriptionTagger
 from recbole_dpr.prompts.templates import NEGATIVE
 
 PROMPT, INTENT = "prompt_id", "prompt_intent"  # fields of a RecBole Interaction that carries prompts
-# weight of a category that is refused without its name beside one that is named: what is meant is heard less surely. Chosen between
-# violations of dataset/prompts/category_wishes_dev.tsv and NEG by tag on validation (docs/serving.md)
-_MEANT = 1.5
+_MEANT = 1.5  # weight of a category refused without its name, which is heard less surely; chosen on validation (docs/serving.md)
 _KEPT_BYTES = 2**28  # of each of the two tables that training keeps of the items' text
 
 

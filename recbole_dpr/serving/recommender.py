@@ -319,9 +319,14 @@ def _strengths(strength, clauses):
         raise UserError(f"strength={_shown(strength)}: the prompt has {len(clauses)} clauses; give one number, or one for each")
     values = list(strength) if several else [strength]
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < np.inf:
+        if not _is_weight(value):
             raise UserError(f"strength={_shown(value)}: a number from 0 is needed; 0 is no prompt, 1 as trained")
     return [float(value) for value in values] * (1 if several else len(clauses))
+
+
+def _is_weight(value):
+    """Whether a value is a finite number from 0."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < np.inf
 
 
 def _shown(value):
@@ -373,7 +378,7 @@ def load(folder, device="cpu", prompt_encoder=None, intent_router=None, intent_m
         UserError: a file is missing or damaged, the encoder or the router is not to be had, or the weight is none.
     """
     weight_is_given = unprompted_weight is not None
-    if weight_is_given and (isinstance(unprompted_weight, bool) or not isinstance(unprompted_weight, Real) or not 0 <= unprompted_weight < np.inf):
+    if weight_is_given and not _is_weight(unprompted_weight):
         raise UserError(f"unprompted_weight={_shown(unprompted_weight)}: a number from 0 is needed")
     folder = Path(folder)
     try:

@@ -57,7 +57,7 @@ class UserTower(nn.Module):
         return self.combined(state, answering, prompt, intent, strength, owner, tokens)
 
     def asks_plain(self, strength, owner, n_requests):
-        """Whether the unprompted state counts in any of so many requests, or is met with weight 0 in all; arguments as for `forward`."""
+        """Whether the unprompted state has a weight in the vector of any of `n_requests`, all prompted; strength and owner as for `forward`."""
         if self.model.answering is self.model or self.model.unprompted_weight:
             return True
         strongest = torch.zeros(n_requests, device=strength.device).scatter_reduce(0, owner, strength, "amax")
@@ -81,8 +81,8 @@ class UserTower(nn.Module):
             answering = None
             if prompted:
                 answering = model.answering.encode(item_seq, length) if model.answering is not model else state
-        known = lambda found, mean: None if found is None else torch.where(empty, mean, found)  # noqa: E731
-        return known(state, model.mean_states[0]), known(answering, model.mean_states[-1])
+        means = model.mean_states  # for new users
+        return tuple(None if found is None else torch.where(empty, mean, found) for mean, found in zip(means, (state, answering)))
 
     def combined(self, state, answering, prompt, intent, strength, owner, tokens=None):
         """What `forward` returns, from `states`, where any request is prompted."""
@@ -97,9 +97,9 @@ class UserTower(nn.Module):
         Args:
             state: [B, k], or None where `asks_plain` says that it does not count; attended: [N, d] as from `Promptable.attended`.
         """
-        resting, heard, none = answering[owner], strength.clamp(max=1.0), torch.zeros_like(answering[:, 0])
-        share = none.scatter_reduce(0, owner, heard, "amax")
-        n = (none.index_add(0, owner, heard) / share.clamp(min=_FAINTEST)).clamp(min=1.0)
+        resting, heard, zero = answering[owner], strength.clamp(max=1.0), torch.zeros_like(answering[:, 0])
+        share = zero.scatter_reduce(0, owner, heard, "amax")
+        n = (zero.index_add(0, owner, heard) / share.clamp(min=_FAINTEST)).clamp(min=1.0)
         moves = (strength / n[owner])[:, None] * (self.model.moved(resting, attended, intent) - resting)
         if self.model.answering is self.model:  # at rest is plain
             return state.index_add(0, owner, moves)
