@@ -17,6 +17,7 @@ from recbole_dpr.prompts import description
 from recbole_dpr.prompts.bank import PromptBank
 from recbole_dpr.prompts.encoder import PromptEncoder
 from recbole_dpr.prompts.item_text import LikelihoodText
+from recbole_dpr.prompts.meaning import MeaningReader
 from recbole_dpr.prompts.tags import load_item_texts
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE, Templates
 
@@ -34,6 +35,7 @@ class Materials:
         bank: PromptBank, embedded by `prepare_prompts` (and left as texts by `prepare_queries`).
         valid, test: lists of PromptedQueries.
         tagger: DescriptionTagger, or None where prompts are taken as they are.
+        meaning_reader: MeaningReader, or None without `item_text`.
     """
 
     sequences: Sequences
@@ -41,6 +43,7 @@ class Materials:
     valid: list
     test: list
     tagger: description.DescriptionTagger | None = None
+    meaning_reader: MeaningReader | None = None
 
 
 def read_sequences(config):
@@ -85,14 +88,16 @@ def prepare_prompts(config, sequences, show_progress):
     """The prompt bank, embedded, and the evaluation sets with their prompts; and the encoder."""
     materials = prepare_queries(config, sequences)
     encoder = PromptEncoder(config["prompt_encoder"], config["encoder_precision"], config["prompt_cache_dir"], config["device"])
-    bank, with_tokens = materials.bank, config["prompt_keys"] == "token"
-    if not config["read_prompts"]:
-        bank.embed(encoder, show_progress, with_tokens=with_tokens)
-        return materials, encoder
-    rng = np.random.default_rng([config["seed"], _TAGGER_STREAM])
-    tagger = description.fitted(encoder, description.examples(bank, rng), config["seed"], show_progress)
-    bank.embed(encoder, show_progress, lambda texts: description.read(tagger, encoder, texts, show_progress), with_tokens)
-    return replace(materials, tagger=tagger), encoder
+    bank, read = materials.bank, None
+    if config["read_prompts"]:
+        rng = np.random.default_rng([config["seed"], _TAGGER_STREAM])
+        tagger = description.fitted(encoder, description.examples(bank, rng), config["seed"], show_progress)
+        materials, read = replace(materials, tagger=tagger), lambda texts: description.read(tagger, encoder, texts, show_progress)
+    bank.embed(encoder, show_progress, read, config["prompt_keys"] == "token")
+    if config["item_text"]:
+        reader = bank.meaning_reader(torch.from_numpy(sequences.categories), config["seed"], encoder.cache.folder)
+        materials = replace(materials, meaning_reader=reader)
+    return materials, encoder
 
 
 def attach(model, materials):
@@ -101,7 +106,7 @@ def attach(model, materials):
     if model.item_weights is not None:
         categories = torch.from_numpy(materials.sequences.categories)
         readers = [bank.category_reader(intent) for intent in (POSITIVE, NEGATIVE)]
-        model.attach_items(LikelihoodText(bank, device), categories, readers, bank.meaning_reader(categories))
+        model.attach_items(LikelihoodText(bank, device), categories, readers, materials.meaning_reader)
     model.attach_prompts(bank.asked, bank.tokens, materials.tagger)
 
 

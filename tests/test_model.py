@@ -1,5 +1,6 @@
 """DPR keeps RecBole's contract; training on all positions equals RecBole's loss over the same targets."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,7 @@ from recbole_dpr.model.backbones import ItemVocabulary
 from recbole_dpr.model.dpr import INTENT, PROMPT
 from recbole_dpr.prompts.bank import NO_PROMPT, PromptTable
 from recbole_dpr.prompts.item_text import LikelihoodText
+from recbole_dpr.prompts.meaning import MeaningReader
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
 
 D, P = 12, 30
@@ -52,7 +54,9 @@ def build(data, **keys):
     bank = SimpleNamespace(phrase=phrases, about=phrases[:, 0], asked=PromptTable(torch.randn(phrases.size, D)))
     if model.item_weights is not None:
         readers = [(torch.randn(D, 5), torch.randn(5)) for _ in range(2)]
-        meaning = torch.randn(D, 4), torch.randn(4)
+        meaning = MeaningReader(D, 4)
+        for value in meaning.buffers():
+            value.normal_()
         model.attach_items(LikelihoodText(bank), torch.from_numpy(sequences.categories), readers, meaning)
     model.attach_prompts(PromptTable(vectors))
     return model
@@ -172,7 +176,7 @@ def test_nothing_is_kept_of_what_was_attached_before(data):
     expected, text, side = loss(model), model.item_text, model.item_side.clone()
     other = SimpleNamespace(vectors=100 * text.vectors, offsets=100 * text.offsets, phrases=text.phrases, without=text.without)
     readers = [(reader[:-1], reader[-1]) for reader in model.category_reader.clone()]
-    meaning = model.meaning_reader[:-1].clone(), model.meaning_reader[-1].clone()
+    meaning = copy.deepcopy(model.meaning_reader)
     model.attach_items(other, side[:, D + 1 :], readers, meaning)
     assert abs(loss(model) - expected) > 1e-3
     model.attach_items(text, side[:, D + 1 :], readers, meaning)
@@ -241,12 +245,12 @@ def test_the_evaluators_scores_are_the_models(data, item_text, decoupled):
 def test_negative_prompts_without_a_name_are_heard_by_what_they_mean(data):
     model = build(data)
     prompt = torch.cat([model.prompt_vectors.vectors[:4], 40 * model.prompt_vectors.vectors[:4]])  # far beyond any doubt, too
-    meant = torch.sigmoid(prompt @ model.meaning_reader[:-1] + model.meaning_reader[-1])
-    torch.testing.assert_close(model.meant(prompt), meant)
+    meant = model.meaning_reader(prompt)
+    assert 0.01 < meant[:4].std()  # it depends on the prompt
     model.category_reader[:, -1] += torch.tensor([0.0, 0.0, 0.0, 0.0, 1e4])  # nobody names any
     heard = model.heard(prompt, NEGATIVE)
-    torch.testing.assert_close(heard[:, :-1], 1.5 * model.meant(prompt))
-    torch.testing.assert_close(heard[:, -1], (1 - model.meant(prompt)).prod(1))
+    torch.testing.assert_close(heard[:, :-1], 1.5 * meant)
+    torch.testing.assert_close(heard[:, -1], (1 - meant).prod(1))
     torch.testing.assert_close(model.heard(prompt, POSITIVE), model.named(prompt, POSITIVE))
     intent = torch.tensor([0, 1] * 4)
     by_row = torch.cat([model.heard(prompt[n : n + 1], int(intent[n])) for n in range(8)])
@@ -256,14 +260,23 @@ def test_negative_prompts_without_a_name_are_heard_by_what_they_mean(data):
 
 
 def test_what_prompts_mean_is_known_after_loading(data):
-    model, other, state = build(data), build(data), build(data).state_dict()
-    other.meaning_reader.zero_()
+    model, other = build(data), build(data)
+    for value in other.meaning_reader.buffers():
+        value.zero_()
     other.load_state_dict(model.state_dict())
-    torch.testing.assert_close(other.meaning_reader, model.meaning_reader)
-    del state["meaning_reader"]  # a model from before there was one hears names alone
-    other.meaning_reader[-1] = -torch.inf
-    other.load_state_dict(state)
     prompt = model.prompt_vectors.vectors[:5]
+    torch.testing.assert_close(other.heard(prompt, NEGATIVE), model.heard(prompt, NEGATIVE), rtol=0, atol=0)
+
+
+def test_older_models_hear_as_they_did(data):
+    """Those whose reader was a linear map, and those from before there was any, which hear names alone."""
+    model, other = build(data), build(data)
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith("meaning_reader.")}
+    prompt, linear = model.prompt_vectors.vectors[:5], torch.randn(D + 1, 4)
+    other.load_state_dict({**own, "meaning_reader": linear})
+    torch.testing.assert_close(other.meaning_reader(prompt), torch.sigmoid(prompt @ linear[:-1] + linear[-1]))
+    other.meaning_reader = MeaningReader(D, 4)
+    other.load_state_dict(own)
     torch.testing.assert_close(other.heard(prompt, NEGATIVE), other.named(prompt, NEGATIVE))
 
 

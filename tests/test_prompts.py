@@ -236,48 +236,6 @@ def test_a_category_reader_without_phrases_or_with_one_category(encoder):
         assert (found.argmax(-1) == torch.arange(len(names))[:, None]).all()
 
 
-def test_the_meaning_reader_is_a_logistic_regression_of_phrases():
-    """Each category on its own, as scikit-learn fits it; then how much it counts as meant, about a threshold."""
-    rng = np.random.default_rng(0)
-    phrase = np.arange(120).reshape(40, 3)
-    phrase[0] = phrase[5, 1] = NO_PROMPT
-    vectors = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(120, 6))).float(), dim=1)
-    categories = torch.from_numpy(rng.random((40, 2)) < [0.3, 0.6])
-    row, column = np.nonzero(phrase != NO_PROMPT)
-    x, y = vectors[phrase[row, column]].numpy(), categories[row].numpy()
-    silent = SimpleNamespace(phrase=phrase, asked=PromptTable(vectors), meaning=np.zeros(0, dtype=int), meant=np.zeros((0, 2), dtype=bool))
-    weight, bias = PromptBank.meaning_reader(silent, categories)
-    for c in range(2):
-        expected = LogisticRegression(C=1.0, tol=1e-6, max_iter=1000).fit(x, y[:, c])
-        at_large = np.log(y[:, c].mean() / (1 - y[:, c].mean()))
-        meant = 2 * (x @ expected.coef_[0] + expected.intercept_ - (0.3 * at_large + 0.7 * -0.5))
-        np.testing.assert_allclose(x @ weight[:, c].numpy() + bias[c].item(), meant, atol=0.02)
-    # meanings are known of the second category alone, or of both
-    rows, told = rng.permutation(120)[:50], rng.random((50, 2)) < 0.4
-    for some in ([1], [0, 1]):
-        meant = told & np.isin([0, 1], some)
-        telling = SimpleNamespace(phrase=phrase, asked=PromptTable(vectors), meaning=rows, meant=meant)
-        found = PromptBank.meaning_reader(telling, categories)
-        for c in range(2):
-            if c in some:
-                expected = LogisticRegression(C=12.0, tol=1e-6, max_iter=1000).fit(vectors[rows].numpy(), meant[:, c])
-                np.testing.assert_allclose(found[0][:, c].numpy(), 3.0 * expected.coef_[0], atol=0.02)
-                np.testing.assert_allclose(found[1][c].item(), 3.0 * (expected.intercept_[0] + 1.5), atol=0.02)
-            else:
-                np.testing.assert_allclose(found[0][:, c].numpy(), weight[:, c].numpy(), atol=0.02)
-
-
-def test_a_meaning_reader_without_phrases_reads_what_items_are_about():
-    about, nothing = np.array([NO_PROMPT, 0, 1, 2, 3]), np.full((5, 3), NO_PROMPT)
-    vectors = torch.eye(4)
-    categories = torch.tensor([[0], [1], [1], [0], [0]], dtype=torch.bool)
-    silent = {"phrase": nothing, "asked": PromptTable(vectors), "meaning": np.zeros(0, dtype=int), "meant": np.zeros((0, 1), dtype=bool)}
-    weight, bias = PromptBank.meaning_reader(SimpleNamespace(about=about, **silent), categories)
-    assert ((vectors @ weight + bias)[:, 0] > (vectors @ weight + bias)[2, 0])[:2].all()
-    weight, bias = PromptBank.meaning_reader(SimpleNamespace(about=nothing[:, 0], **silent), categories)
-    assert (torch.sigmoid(vectors @ weight + bias) < 0.01).all()  # nothing is known, nothing is meant
-
-
 def test_texts_of_known_meaning(tmp_path):
     """Texts alone; and of requests their clauses, and the whole where all of it has one intent; categories that a dataset lacks are nobody's."""
     header = "\t".join(["item_id", "title", *(c for part in tags.TAG_COLUMNS.values() for c in part)])

@@ -24,6 +24,7 @@ from recbole_dpr.model.losses import TextScores, in_few_shapes, softmax_cross_en
 from recbole_dpr.precision import compute_dtype
 from recbole_dpr.prompts.bank import NO_PROMPT, PromptTable
 from recbole_dpr.prompts.description import DescriptionTagger
+from recbole_dpr.prompts.meaning import MeaningReader, affine
 from recbole_dpr.prompts.templates import NEGATIVE
 
 PROMPT, INTENT = "prompt_id", "prompt_intent"  # fields of a RecBole Interaction that carries prompts
@@ -67,8 +68,7 @@ class Promptable:
         self.register_buffer("item_side", torch.zeros(self.n_items, side_size))
         # one row more than the prompt has: the bias
         self.register_buffer("category_reader", torch.zeros(N_INTENTS, prompt_size + 1, config["n_categories"] + 1 if text_size else 0))
-        self.register_buffer("meaning_reader", torch.zeros(prompt_size + 1, config["n_categories"] if text_size else 0))
-        self.meaning_reader[-1] = -torch.inf  # nothing is meant, until there is one that says
+        self.meaning_reader = MeaningReader(prompt_size, config["n_categories"] if text_size else 0)
         self.prompt_vectors = PromptTable(torch.zeros(0, prompt_size))
         # the average user, who stands in for one without a history: unprompted, prompted
         self.register_buffer("mean_states", torch.zeros(2, self.state_size))
@@ -91,14 +91,13 @@ class Promptable:
 
         Args:
             text: ItemText; categories: bool [V, C].
-            category_reader: for each intent what `PromptBank.category_reader` returns; meaning_reader: as from `PromptBank`.
+            category_reader: for each intent what `PromptBank.category_reader` returns; meaning_reader: MeaningReader.
         """
         self.forget_texts()
         self.item_text = text
         self.item_side.copy_(torch.cat([text.vectors, text.offsets[:, None], categories.to(text.vectors)], dim=1))
         self.category_reader.copy_(torch.stack([torch.cat([weight, bias[None]]) for weight, bias in category_reader]))
-        weight, bias = meaning_reader
-        self.meaning_reader.copy_(torch.cat([weight, bias[None]]))
+        self.meaning_reader.load_state_dict(meaning_reader.state_dict())
 
     def attach_prompts(self, vectors, tokens=None, tagger=None):
         """Set the prompt table.
@@ -195,10 +194,6 @@ class Promptable:
             return None
         return _by_intent(prompt, self.category_reader, intent).softmax(dim=-1)
 
-    def meant(self, prompt):
-        """Which categories prompts mean, named or not, by `PromptBank.meaning_reader`: [N, C], each on its own."""
-        return torch.sigmoid(_affine(prompt, self.meaning_reader))
-
     def heard(self, prompt, intent):
         """`named`, but a negative prompt without a name is taken to name what it means, `_MEANT` times: [N, C + 1]; None in the paper's form.
 
@@ -209,12 +204,19 @@ class Promptable:
         if named is None:
             return None
         avoided = torch.full_like(named[:, :1], intent == NEGATIVE) if isinstance(intent, int) else (intent == NEGATIVE)[:, None]
-        meant, none = self.meant(prompt) * avoided, named[:, -1:]
+        meant, none = self.meaning_reader(prompt) * avoided, named[:, -1:]
         return torch.cat([named[:, :-1] + _MEANT * none * meant, none * (1 - meant).prod(1, keepdim=True)], dim=1)
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        """That of a model from before there was a `meaning_reader` leaves the one that is here: none, in a model for requests."""
-        return super().load_state_dict({"meaning_reader": self.meaning_reader, **state_dict}, *args, **kwargs)
+        """Also that of an older model.
+
+        One whose `meaning_reader` was a linear map has no network; one from before there was any leaves the one that is here: none, in a
+        model for requests.
+        """
+        own, older = self.meaning_reader.state_dict(prefix="meaning_reader."), dict(state_dict)
+        if "meaning_reader" in older:
+            own = {name: torch.zeros_like(value) for name, value in own.items()} | {"meaning_reader.linear": older.pop("meaning_reader")}
+        return super().load_state_dict(own | older, *args, **kwargs)
 
     def item_vectors(self):
         """[V, R]: the item half of the dot product."""
@@ -397,16 +399,11 @@ def _item_side_vectors(prompt, weights):
     return torch.cat([weights[:, :1] * prompt, weights], dim=1)
 
 
-def _affine(prompt, weights):
-    """[N, k]: prompts [N, D] through weights [D + 1, k], whose last row is the bias."""
-    return torch.addmm(weights[-1], prompt, weights[:-1])
-
-
 def _by_intent(prompt, maps, intent):
-    """[N, k]: prompts [N, D] through the map of their intent; maps [2, D + 1, k] as for `_affine`, intent an int or int64 [N]."""
+    """[N, k]: prompts [N, D] through the map of their intent; maps [2, D + 1, k] as for `affine`, intent an int or int64 [N]."""
     if isinstance(intent, int):
-        return _affine(prompt, maps[intent])
-    return torch.where(intent[:, None] == 0, _affine(prompt, maps[0]), _affine(prompt, maps[1]))
+        return affine(prompt, maps[intent])
+    return torch.where(intent[:, None] == 0, affine(prompt, maps[0]), affine(prompt, maps[1]))
 
 
 class DPR_SASRec(Promptable, CausalSASRec):

@@ -6,8 +6,8 @@ Legend: P rows of the table, D encoder size, V items, C categories.
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from torch.nn.functional import binary_cross_entropy_with_logits
 
+from recbole_dpr.prompts.meaning import MeaningReader, at_large, network, regressions
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE, in_sentence
 
 NO_PROMPT = -1
@@ -15,12 +15,12 @@ _ENCODED_AT_ONCE = 2**15  # texts whose float32 vectors are in memory at once
 # chosen on the held-out sentences and wishes: inverse strength of the penalty, and what the examples without a category
 # weigh together, those with one being 1
 _LOGISTIC_C, _NONE_WEIGHT = 40.0, 0.5
-# of `meaning_reader`, by the likelihood of items left out and by dataset/prompts/category_wishes_dev.tsv: inverse strengths of the
-# penalties; then where a category counts as meant, slope and place in log-odds. Of phrases the place is between fixed ones and those
+# of `meaning_reader`, by the likelihood of items left out and by dataset/prompts/category_wishes_dev.tsv: inverse strength of the
+# phrases' penalty; then where a category counts as meant, slope and place in log-odds. Of phrases the place is between fixed ones and those
 # of the category at large.
-_PHRASES_C, _MEANINGS_C, _MOST_PHRASES = 1.0, 12.0, 50_000
+_PHRASES_C, _MOST_PHRASES = 1.0, 50_000
 _SLOPE, _EVEN, _AT_LARGE = 2.0, -0.5, 0.3
-_MEANINGS_SLOPE, _MEANINGS_EVEN = 3.0, -1.5
+_MEANINGS_SLOPE, _MEANINGS_EVEN = 3.0, -2.0
 
 
 class PromptTable:
@@ -182,52 +182,33 @@ class PromptBank:
             bias[classes[-len(fitted.coef_) :]] = fitted.intercept_
         return torch.from_numpy(weight), torch.from_numpy(bias)
 
-    def meaning_reader(self, categories):
-        """Logistic regressions that tell from what a prompt asks which categories it means, whether it names them or not.
+    def meaning_reader(self, categories, seed, folder=None):
+        """What tells from what a prompt asks which categories it means, whether it names them or not.
 
-        Of categories that texts are known to mean, trained on those. Of others on all training phrases (or, without any, on what items
-        are about), each of which describes an item, and so may mean its categories. sigmoid(asked @ weight + bias) is how much a
-        category counts as meant.
+        Of categories that texts are known to mean a network trained on those. Of others logistic regressions on all training phrases
+        (or, without any, on what items are about), each of which describes an item, and so may mean its categories.
 
         Args:
-            categories: bool tensor [V, C].
+            categories: bool tensor [V, C]; folder: where networks are kept, as for `TextCache`.
 
         Returns:
-            weight float32 [D, C], bias float32 [C].
+            MeaningReader.
         """
         told = torch.from_numpy(self.meant.any(0))
-        weight = torch.zeros(self.asked.vectors.shape[1], len(told))
-        bias = torch.zeros(len(told))
+        reader = MeaningReader(self.asked.vectors.shape[1], len(told))
         if not told.all():
             rows = self.phrase if (self.phrase != NO_PROMPT).any() else self.about[:, None]
             item, column = np.nonzero(rows != NO_PROMPT)
             some = slice(None, None, -(-len(item) // _MOST_PHRASES) or None)
             has = categories[item[some]][:, ~told].float()
-            fitted, at_rest = _regressions(self.asked[rows[item[some], column[some]]], has, _PHRASES_C)
-            weight[:, ~told], bias[~told] = _SLOPE * fitted, _SLOPE * (at_rest - _AT_LARGE * _at_large(has) - (1 - _AT_LARGE) * _EVEN)
+            fitted = regressions(self.asked[rows[item[some], column[some]]], has, _PHRASES_C)
+            fitted[-1] -= _AT_LARGE * at_large(has) + (1 - _AT_LARGE) * _EVEN
+            reader.linear[:, ~told] = _SLOPE * fitted
         if told.any():
             meant = torch.from_numpy(self.meant[:, told.numpy()]).float()
-            fitted, at_rest = _regressions(self.asked[self.meaning], meant, _MEANINGS_C)
-            weight[:, told], bias[told] = _MEANINGS_SLOPE * fitted, _MEANINGS_SLOPE * (at_rest - _MEANINGS_EVEN)
-        return weight, bias
-
-
-def _regressions(x, y, c):
-    """Logistic regressions of each column: x [n, D], y [n, C], c inverse strength of the penalty -> weight [D, C], bias [C]."""
-    weight, bias = torch.zeros(x.shape[1], y.shape[1], requires_grad=True), _at_large(y).requires_grad_()
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
-
-    def loss():
-        optimizer.zero_grad()
-        value = binary_cross_entropy_with_logits(x @ weight + bias, y, reduction="sum") + weight.square().sum() / (2 * c)
-        value.backward()
-        return value
-
-    with torch.enable_grad():
-        optimizer.step(loss)
-    return weight.detach(), bias.detach()
-
-
-def _at_large(y):
-    """Log-odds of each column."""
-    return torch.logit(y.mean(0).nan_to_num(), eps=1e-4)
+            hidden, output = network(self.asked[self.meaning], meant, seed, folder)
+            reader.hidden.copy_(hidden)
+            reader.output[:, told] = _MEANINGS_SLOPE * output[:-1]
+            reader.linear[:, told] = 0
+            reader.linear[-1, told] = _MEANINGS_SLOPE * (output[-1] - _MEANINGS_EVEN)
+        return reader

@@ -1,7 +1,10 @@
-"""Bytes by text on disk."""
+"""What was computed once, on disk: bytes by text, and the weights of small networks."""
 
+import hashlib
 import sqlite3
 from pathlib import Path
+
+import safetensors.torch
 
 from recbole_dpr.errors import UserError
 
@@ -56,3 +59,29 @@ class TextCache:
             db.close()
         except sqlite3.Error as error:
             raise self._failure(error) from error
+
+
+def fitted_once(folder, key, recipe, module, fit):
+    """A module with the weights that `fit` gives it, in eval mode; those of the same recipe come from the disk.
+
+    Args:
+        folder, key: as for `TextCache`; recipe: bytes, of all that the weights depend on; fit: module -> None.
+    """
+    cache, name = TextCache(folder, key), digest(recipe)
+    kept = cache.get([name])
+    if kept:
+        module.load_state_dict(safetensors.torch.load(kept[name]))
+    else:
+        fit(module)
+        cache.put([name], [weights(module)])
+    return module.eval()
+
+
+def weights(module):
+    """Those of a module as bytes."""
+    return safetensors.torch.save({name: tensor.cpu() for name, tensor in module.state_dict().items()})
+
+
+def digest(content):
+    """A name for bytes."""
+    return hashlib.sha256(content).hexdigest()[:20]

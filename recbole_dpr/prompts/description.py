@@ -6,17 +6,15 @@ and the description that it finds is embedded on its own.
 Legend: B texts of a batch, L tokens, D encoder size.
 """
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from recbole_dpr.prompts.bank import NO_PROMPT
-from recbole_dpr.prompts.cache import TextCache
+from recbole_dpr.prompts.cache import TextCache, digest, fitted_once, weights
 from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
 
 _HIDDEN, _DROPOUT = 96, 0.3
@@ -105,20 +103,15 @@ def fitted(encoder, samples, seed, show_progress=False):
     Returns:
         DescriptionTagger in eval mode, on the encoder's device.
     """
-    tagger = DescriptionTagger(encoder.dim).to(encoder.device)
-    cache = TextCache(encoder.cache.folder, f"taggers-{encoder.fingerprint}")
-    key = _digest(repr((seed, _EPOCHS, _BATCH, _LEARNING_RATE, samples)).encode())
-    kept = cache.get([key])
-    if kept:
-        tagger.load_state_dict(safetensors.torch.load(kept[key]))
-        return tagger.eval()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for module in (tagger.input[2], tagger.gru, tagger.output[1]):
-            module.reset_parameters()
-        _train(tagger, encoder, samples, np.random.default_rng(seed), show_progress)
-    cache.put([key], [_weights(tagger)])
-    return tagger.eval()
+    def fit(tagger):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for module in (tagger.input[2], tagger.gru, tagger.output[1]):
+                module.reset_parameters()
+            _train(tagger, encoder, samples, np.random.default_rng(seed), show_progress)
+
+    recipe = repr((seed, _EPOCHS, _BATCH, _LEARNING_RATE, samples)).encode()
+    return fitted_once(encoder.cache.folder, f"taggers-{encoder.fingerprint}", recipe, DescriptionTagger(encoder.dim).to(encoder.device), fit)
 
 
 def _train(tagger, encoder, samples, rng, show_progress):
@@ -168,7 +161,7 @@ def read(tagger, encoder, texts, show_progress=False, cached=True):
     """
     texts = list(texts)
     unique = list(dict.fromkeys(texts))
-    cache = TextCache(encoder.cache.folder, f"described-{encoder.fingerprint}-{_digest(_weights(tagger))}") if cached else None
+    cache = TextCache(encoder.cache.folder, f"described-{encoder.fingerprint}-{digest(weights(tagger))}") if cached else None
     found = {text: description.decode() for text, description in cache.get(unique).items()} if cached else {}
     missing = sorted((text for text in unique if text not in found), key=len)
     for start in range(0, len(missing), _READ_AT_ONCE):
@@ -208,11 +201,3 @@ def _best_stretch(odds):
     lowest = np.minimum.accumulate(sums[:-1])  # before each end, where to start best
     last = int(np.argmax(sums[1:] - lowest))
     return int(np.argmin(sums[: last + 1])), last
-
-
-def _weights(tagger):
-    return safetensors.torch.save({name: tensor.cpu() for name, tensor in tagger.state_dict().items()})
-
-
-def _digest(content):
-    return hashlib.sha256(content).hexdigest()[:20]
