@@ -242,21 +242,20 @@ def test_the_evaluators_scores_are_the_models(data, item_text, decoupled):
         torch.testing.assert_close(method.score(SimpleNamespace(kind="none"), np.arange(5)), model.full_sort_predict(rows))
 
 
-def test_negative_prompts_without_a_name_are_heard_by_what_they_mean(data):
+def test_prompts_without_a_name_are_heard_by_what_they_mean(data):
     model = build(data)
     prompt = torch.cat([model.prompt_vectors.vectors[:4], 40 * model.prompt_vectors.vectors[:4]])  # far beyond any doubt, too
     meant = model.meaning_reader(prompt)
     assert 0.01 < meant[:4].std()  # it depends on the prompt
     model.category_reader[:, -1] += torch.tensor([0.0, 0.0, 0.0, 0.0, 1e4])  # nobody names any
-    heard = model.heard(prompt, NEGATIVE)
-    torch.testing.assert_close(heard[:, :-1], 1.5 * meant)
-    torch.testing.assert_close(heard[:, -1], (1 - meant).prod(1))
-    torch.testing.assert_close(model.heard(prompt, POSITIVE), model.named(prompt, POSITIVE))
+    wanted, avoided = (model.heard(prompt, intent) for intent in (POSITIVE, NEGATIVE))
+    torch.testing.assert_close(wanted, torch.cat([0.1 * meant, torch.ones(8, 1)], dim=1))
+    torch.testing.assert_close(avoided, torch.cat([1.5 * meant, (1 - meant).prod(1, keepdim=True)], dim=1))
     intent = torch.tensor([0, 1] * 4)
-    by_row = torch.cat([model.heard(prompt[n : n + 1], int(intent[n])) for n in range(8)])
-    torch.testing.assert_close(model.heard(prompt, intent), by_row)
+    torch.testing.assert_close(model.heard(prompt, intent), torch.where(intent[:, None] == 0, wanted, avoided))
     model.category_reader[:, -1] -= torch.tensor([0.0, 0.0, 0.0, 0.0, 2e4])  # everybody names one: that is what is heard
-    torch.testing.assert_close(model.heard(prompt, NEGATIVE), model.named(prompt, NEGATIVE))
+    for intent in (POSITIVE, NEGATIVE):
+        torch.testing.assert_close(model.heard(prompt, intent), model.named(prompt, intent))
 
 
 def test_what_prompts_mean_is_known_after_loading(data):

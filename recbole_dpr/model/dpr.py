@@ -25,10 +25,12 @@ from recbole_dpr.precision import compute_dtype
 from recbole_dpr.prompts.bank import NO_PROMPT, PromptTable
 from recbole_dpr.prompts.description import DescriptionTagger
 from recbole_dpr.prompts.meaning import MeaningReader, affine
-from recbole_dpr.prompts.templates import NEGATIVE
+from recbole_dpr.prompts.templates import NEGATIVE, POSITIVE
 
 PROMPT, INTENT = "prompt_id", "prompt_intent"  # fields of a RecBole Interaction that carries prompts
-_MEANT = 1.5  # weight of a category refused without its name, which is heard less surely; chosen on validation (docs/serving.md)
+# weight of a category meant without its name, by intent, beside one that is named; chosen on validation (docs/serving.md): a wish has its
+# text as well, while a refusal's says little of what else to show
+_MEANT = (0.1, 1.5)
 _KEPT_BYTES = 2**28  # of each of the two tables that training keeps of the items' text
 
 
@@ -195,17 +197,19 @@ class Promptable:
         return _by_intent(prompt, self.category_reader, intent).softmax(dim=-1)
 
     def heard(self, prompt, intent):
-        """`named`, but a negative prompt without a name is taken to name what it means, `_MEANT` times: [N, C + 1]; None in the paper's form.
+        """`named`, and what prompts mean without naming it, `_MEANT` times: [N, C + 1]; None in the paper's form.
 
-        People tell what they are tired of by what happens in it ("I faint at the sight of gore"). Training has no such
-        prompts: its negative phrases are of one item, and what complies lacks one category of it, whichever.
+        People tell what they are tired of by what happens in it ("I faint at the sight of gore"), and what they are in the mood for
+        too. Training does not hear it: its phrases are of one item, and what complies with a refusal lacks one category of it,
+        whichever. So the probability of none, with which the text's weight is multiplied, goes down for refusals only.
         """
         named = self.named(prompt, intent)
         if named is None:
             return None
-        avoided = torch.full_like(named[:, :1], intent == NEGATIVE) if isinstance(intent, int) else (intent == NEGATIVE)[:, None]
-        meant, none = self.meaning_reader(prompt) * avoided, named[:, -1:]
-        return torch.cat([named[:, :-1] + _MEANT * none * meant, none * (1 - meant).prod(1, keepdim=True)], dim=1)
+        avoided = torch.full_like(named[:, :1], intent == NEGATIVE, dtype=torch.bool) if isinstance(intent, int) else (intent == NEGATIVE)[:, None]
+        meant, none = self.meaning_reader(prompt), named[:, -1:]
+        weight = torch.where(avoided, _MEANT[NEGATIVE], _MEANT[POSITIVE])
+        return torch.cat([named[:, :-1] + weight * none * meant, none * (1 - avoided * meant).prod(1, keepdim=True)], dim=1)
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         """Also that of an older model.
