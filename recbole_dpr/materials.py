@@ -88,16 +88,15 @@ def prepare_prompts(config, sequences, show_progress):
     """The prompt bank, embedded, and the evaluation sets with their prompts; and the encoder."""
     materials = prepare_queries(config, sequences)
     encoder = PromptEncoder(config["prompt_encoder"], config["encoder_precision"], config["prompt_cache_dir"], config["device"])
-    bank, read = materials.bank, None
+    bank, tagger, read, meaning_reader = materials.bank, None, None, None
     if config["read_prompts"]:
         rng = np.random.default_rng([config["seed"], _TAGGER_STREAM])
         tagger = description.fitted(encoder, description.examples(bank, rng), config["seed"], show_progress)
-        materials, read = replace(materials, tagger=tagger), lambda texts: description.read(tagger, encoder, texts, show_progress)
+        read = lambda texts: description.read(tagger, encoder, texts, show_progress)  # noqa: E731
     bank.embed(encoder, show_progress, read, config["prompt_keys"] == "token")
     if config["item_text"]:
-        reader = bank.meaning_reader(torch.from_numpy(sequences.categories), config["seed"], encoder.cache.folder)
-        materials = replace(materials, meaning_reader=reader)
-    return materials, encoder
+        meaning_reader = bank.meaning_reader(torch.from_numpy(sequences.categories), config["seed"], encoder.cache.folder, show_progress)
+    return replace(materials, tagger=tagger, meaning_reader=meaning_reader), encoder
 
 
 def attach(model, materials):

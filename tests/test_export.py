@@ -42,6 +42,8 @@ def untrained(tiny_model):
         model = promptable(name)(config, ItemVocabulary(len(trained.items) + 1, config))
         for parameter in model.parameters():  # the fusion starts at zero, which would hide it
             torch.nn.init.normal_(parameter, std=0.1)
+        for value in (*model.meaning_reader.buffers(), model.category_reader):  # nothing is meant and all is named alike without
+            torch.nn.init.normal_(value)
         return Recommender(model, trained.items, trained.titles, trained.categories, trained.encoder, config["MAX_ITEM_LIST_LENGTH"])
 
     return make

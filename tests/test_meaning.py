@@ -1,5 +1,6 @@
 """What prompts mean: regressions on phrases, a network on texts of known meaning, and the reader made of both."""
 
+import sqlite3
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_without_known_meanings_a_logistic_regression_of_phrases(phrases):
     vectors, phrase, categories = phrases
     row, column = np.nonzero(phrase != NO_PROMPT)
     x, y = vectors[phrase[row, column]].numpy(), categories[row].numpy()
-    found = PromptBank.meaning_reader(bank(vectors, phrase), categories, 0)(torch.from_numpy(x)).logit()
+    found = PromptBank.meaning_reader(bank(vectors, phrase), categories, 0, None)(torch.from_numpy(x)).logit()
     for c in range(2):
         expected = LogisticRegression(C=1.0, tol=1e-6, max_iter=1000).fit(x, y[:, c])
         at_large = np.log(y[:, c].mean() / (1 - y[:, c].mean()))
@@ -54,10 +55,10 @@ def test_of_known_meanings_a_network(phrases, tmp_path, some):
     vectors, phrase, categories = phrases
     rng = np.random.default_rng(1)
     rows, meant = rng.permutation(120)[:50], (rng.random((50, 2)) < 0.4) & np.isin([0, 1], some)
-    found = PromptBank.meaning_reader(bank(vectors, phrase, told=rows, meant=meant), categories, 3, tmp_path)(vectors)
-    odds = logits(vectors, *network(vectors[rows], torch.from_numpy(meant[:, some]).float(), 3))
+    found = PromptBank.meaning_reader(bank(vectors, phrase, told=rows, meant=meant), categories, 3, tmp_path / "a")(vectors)
+    odds = logits(vectors, *network(vectors[rows], torch.from_numpy(meant[:, some]).float(), 3, tmp_path / "b"))
     torch.testing.assert_close(found[:, some], torch.sigmoid(3 * (odds + 2)))
-    silent = PromptBank.meaning_reader(bank(vectors, phrase), categories, 3)(vectors)
+    silent = PromptBank.meaning_reader(bank(vectors, phrase), categories, 3, None)(vectors)
     others = [c for c in (0, 1) if c not in some]
     torch.testing.assert_close(found[:, others], silent[:, others], atol=1e-3, rtol=0)
 
@@ -66,9 +67,9 @@ def test_without_phrases_it_reads_what_items_are_about():
     about, nothing = np.array([NO_PROMPT, 0, 1, 2, 3]), np.full((5, 3), NO_PROMPT)
     vectors, categories = torch.eye(4), torch.tensor([[0], [1], [1], [0], [0]], dtype=torch.bool)
     meant = np.zeros((0, 1), dtype=bool)
-    found = PromptBank.meaning_reader(bank(vectors, nothing, about, meant=meant), categories, 0)(vectors)[:, 0]
+    found = PromptBank.meaning_reader(bank(vectors, nothing, about, meant=meant), categories, 0, None)(vectors)[:, 0]
     assert (found[:2] > found[2]).all()
-    found = PromptBank.meaning_reader(bank(vectors, nothing, nothing[:, 0], meant=meant), categories, 0)(vectors)
+    found = PromptBank.meaning_reader(bank(vectors, nothing, nothing[:, 0], meant=meant), categories, 0, None)(vectors)
     assert (found < 0.01).all()  # nothing is known, nothing is meant
 
 
@@ -94,5 +95,20 @@ def test_a_network_is_trained_once(tmp_path, monkeypatch):
     assert not torch.equal(first[0], other[0])
     monkeypatch.setattr(meaning, "_train", lambda *_: pytest.fail("trained again"))
     torch.testing.assert_close(network(x, y, 0, tmp_path / "a"), first, rtol=0, atol=0)
-    with pytest.raises(pytest.fail.Exception, match="trained again"):
-        network(x, 1 - y, 0, tmp_path / "a")
+    for others in ((x, 1 - y), (x[:30], y[:30])):
+        with pytest.raises(pytest.fail.Exception, match="trained again"):
+            network(*others, 0, tmp_path / "a")
+
+
+def test_a_damaged_network_is_trained_anew(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    x, y = unit(rng.normal(size=(60, 6))), torch.from_numpy(rng.random((60, 2)) < 0.4).float()
+    first = network(x, y, 0, tmp_path)
+    with sqlite3.connect(tmp_path / "meanings.sqlite") as db:
+        db.execute("UPDATE vectors SET vector = substr(vector, 1, 1000)")
+    with caplog.at_level("WARNING"):
+        torch.testing.assert_close(network(x, y, 0, tmp_path), first, rtol=0, atol=0)
+    assert "meanings.sqlite is damaged" in caplog.text
+    caplog.clear()
+    network(x, y, 0, tmp_path)
+    assert not caplog.text

@@ -20,6 +20,8 @@ PHRASES = {
 }
 WISHES = {"wish_1": "I want ride {}", "wish_2": "Give me plain {}", "wish_3": "Show {}", "valid_wish": "Is there one with {}?", "eval_wish": "Tonight {}, please"}
 
+MEANINGS = {"comedy": "laughing out loud", "drama": "a family falls apart", "horror": "blood on the stairs", "western": "a stagecoach"}
+
 
 def write(folder, name="tiny", seed=0, n_users=60, n_items=80):
     """Write `folder`/`name`/`name`.inter and .item; returns that folder as a Path."""
@@ -45,11 +47,13 @@ def write(folder, name="tiny", seed=0, n_users=60, n_items=80):
 
 
 def write_texts(folder):
-    """Write tags.tsv and wishes.tsv for the tiny dataset, the key item_texts; returns the folder."""
+    """Write tags.tsv, wishes.tsv and meanings.tsv for the tiny dataset, the key item_texts; returns the folder."""
     for name, columns in (("tags.tsv", PHRASES), ("wishes.tsv", WISHES)):
         rows = ["\t".join(["item_id", "title", *columns])]
         rows += ["\t".join([f"i{i}", f"Film number {i}", *(c.format(i) for c in columns.values())]) for i in range(80)]
         (folder / name).write_text("\n".join(rows) + "\n")
+    told = [f"{text}\t{category}" for category, text in MEANINGS.items()]
+    (folder / "meanings.tsv").write_text("\n".join(["text\tcategories", *told, "a Tuesday\t-"]) + "\n")
     return folder
 
 

@@ -197,19 +197,20 @@ class Promptable:
         return _by_intent(prompt, self.category_reader, intent).softmax(dim=-1)
 
     def heard(self, prompt, intent):
-        """`named`, and what prompts mean without naming it, `_MEANT` times: [N, C + 1]; None in the paper's form.
+        """`named`, plus the categories that prompts mean without naming them, weighted by `_MEANT`: [N, C + 1]; None in the paper's form.
 
         People tell what they are tired of by what happens in it ("I faint at the sight of gore"), and what they are in the mood for
         too. Training does not hear it: its phrases are of one item, and what complies with a refusal lacks one category of it,
-        whichever. So the probability of none, with which the text's weight is multiplied, goes down for refusals only.
+        whichever. Only for refusals does the probability of none go down, with which the text's weight is multiplied.
         """
         named = self.named(prompt, intent)
         if named is None:
             return None
-        avoided = torch.full_like(named[:, :1], intent == NEGATIVE, dtype=torch.bool) if isinstance(intent, int) else (intent == NEGATIVE)[:, None]
         meant, none = self.meaning_reader(prompt), named[:, -1:]
-        weight = torch.where(avoided, _MEANT[NEGATIVE], _MEANT[POSITIVE])
-        return torch.cat([named[:, :-1] + weight * none * meant, none * (1 - avoided * meant).prod(1, keepdim=True)], dim=1)
+        intent = torch.full_like(none, intent) if isinstance(intent, int) else intent[:, None]
+        weight = torch.where(intent == NEGATIVE, _MEANT[NEGATIVE], _MEANT[POSITIVE])
+        left = torch.where(intent == NEGATIVE, (1 - meant).prod(1, keepdim=True), 1.0)
+        return torch.cat([named[:, :-1] + weight * none * meant, none * left], dim=1)
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         """Also that of an older model.
@@ -217,10 +218,13 @@ class Promptable:
         One whose `meaning_reader` was a linear map has no network; one from before there was any leaves the one that is here: none, in a
         model for requests.
         """
-        own, older = self.meaning_reader.state_dict(prefix="meaning_reader."), dict(state_dict)
-        if "meaning_reader" in older:
-            own = {name: torch.zeros_like(value) for name, value in own.items()} | {"meaning_reader.linear": older.pop("meaning_reader")}
-        return super().load_state_dict(own | older, *args, **kwargs)
+        own = self.meaning_reader.state_dict(prefix="meaning_reader.")
+        if "meaning_reader" in state_dict:
+            linear, others = state_dict["meaning_reader"], {name: value for name, value in state_dict.items() if name != "meaning_reader"}
+            state_dict = others | {name: torch.zeros_like(value) for name, value in own.items()} | {"meaning_reader.linear": linear}
+        elif not own.keys() & state_dict.keys():
+            state_dict = state_dict | own
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def item_vectors(self):
         """[V, R]: the item half of the dot product."""

@@ -182,14 +182,14 @@ class PromptBank:
             bias[classes[-len(fitted.coef_) :]] = fitted.intercept_
         return torch.from_numpy(weight), torch.from_numpy(bias)
 
-    def meaning_reader(self, categories, seed, folder=None):
+    def meaning_reader(self, categories, seed, folder, show_progress=False):
         """What tells from what a prompt asks which categories it means, whether it names them or not.
 
         Of categories that texts are known to mean a network trained on those. Of others logistic regressions on all training phrases
         (or, without any, on what items are about), each of which describes an item, and so may mean its categories.
 
         Args:
-            categories: bool tensor [V, C]; folder: where networks are kept, as for `TextCache`.
+            categories: bool tensor [V, C]; seed: int; folder: where networks are kept, as for `TextCache`.
 
         Returns:
             MeaningReader.
@@ -206,7 +206,7 @@ class PromptBank:
             reader.linear[:, ~told] = _SLOPE * fitted
         if told.any():
             meant = torch.from_numpy(self.meant[:, told.numpy()]).float()
-            hidden, output = network(self.asked[self.meaning], meant, seed, folder)
+            hidden, output = network(self.asked[self.meaning], meant, seed, folder, show_progress)
             reader.hidden.copy_(hidden)
             reader.output[:, told] = _MEANINGS_SLOPE * output[:-1]
             reader.linear[:, told] = 0

@@ -1,12 +1,16 @@
 """What was computed once, on disk: bytes by text, and the weights of small networks."""
 
 import hashlib
+import logging
 import sqlite3
 from pathlib import Path
 
 import safetensors.torch
+from safetensors import SafetensorError
 
 from recbole_dpr.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class TextCache:
@@ -70,10 +74,13 @@ def fitted_once(folder, key, recipe, module, fit):
     cache, name = TextCache(folder, key), digest(recipe)
     kept = cache.get([name])
     if kept:
-        module.load_state_dict(safetensors.torch.load(kept[name]))
-    else:
-        fit(module)
-        cache.put([name], [weights(module)])
+        try:
+            module.load_state_dict(safetensors.torch.load(kept[name]))
+            return module.eval()
+        except (SafetensorError, RuntimeError) as error:
+            logger.warning("cache %s is damaged (%s); fitted anew", cache.path, type(error).__name__)
+    fit(module)
+    cache.put([name], [weights(module)])
     return module.eval()
 
 

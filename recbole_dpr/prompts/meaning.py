@@ -3,15 +3,18 @@
 Legend: N prompts, n examples, D encoder size, C categories, H hidden size.
 """
 
+from pathlib import Path
+
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, gelu
+from tqdm import tqdm
 
 from recbole_dpr.prompts.cache import fitted_once
 
 _HIDDEN = 512
 # of the network, by the likelihood of texts of writers left out and by dataset/prompts/category_wishes_dev.tsv
-_EPOCHS, _BATCH, _RATE, _DECAY = 40, 512, 2e-2, 1e-2
+_EPOCHS, _BATCH, _LEARNING_RATE, _DECAY = 40, 512, 2e-2, 1e-2
 _DROPOUT, _NOISE = 0.5, 0.5  # the noise's length beside the prompt's of 1
 
 
@@ -59,7 +62,7 @@ def regressions(x, y, c):
     return torch.cat([weight, bias[None]]).detach()
 
 
-def network(x, y, seed, folder=None):
+def network(x, y, seed, folder, show_progress=False):
     """A network of one hidden layer for all columns at once, which share it: x [n, D], y [n, C]; folder: of `fitted_once`.
 
     Noise and dropout stand for the words that other people would have said it in.
@@ -67,27 +70,30 @@ def network(x, y, seed, folder=None):
     Returns:
         hidden [D + 1, H], output [H + 1, C], both as for `affine`; logits = affine(gelu(affine(x, hidden)), output).
     """
-    settings = repr((seed, _HIDDEN, _EPOCHS, _BATCH, _RATE, _DECAY, _DROPOUT, _NOISE))
-    recipe = b"".join([settings.encode(), x.numpy().tobytes(), y.numpy().tobytes()])
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    recipe = b"".join([repr((seed, x.shape, y.shape)).encode(), Path(__file__).read_bytes(), x.numpy().tobytes(), y.numpy().tobytes()])
+    with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(seed)
-        layers = nn.Sequential(nn.Linear(x.shape[1], _HIDDEN), nn.GELU(), nn.Dropout(_DROPOUT), nn.Linear(_HIDDEN, y.shape[1]))
-        fitted_once(folder, "meanings", recipe, layers, lambda layers: _train(layers, x, y))
-    return tuple(torch.cat([layer.weight.T, layer.bias[None]]).detach() for layer in (layers[0], layers[-1]))
+        new = nn.Sequential(nn.Linear(x.shape[1], _HIDDEN), nn.GELU(), nn.Dropout(_DROPOUT), nn.Linear(_HIDDEN, y.shape[1]))
+        fitted = fitted_once(folder, "meanings", recipe, new, lambda layers: _train(layers, x, y, show_progress))
+    return tuple(torch.cat([layer.weight.T, layer.bias[None]]).detach() for layer in (fitted[0], fitted[-1]))
 
 
-def _train(layers, x, y):
+def _train(layers, x, y, show_progress):
     layers[-1].bias.data.copy_(at_large(y))
-    optimizer = torch.optim.AdamW(layers.parameters(), lr=_RATE, weight_decay=_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=_EPOCHS * -(-len(x) // _BATCH), pct_start=0.1)
-    for _ in range(_EPOCHS):
-        for rows in torch.randperm(len(x)).split(_BATCH):
-            noisy = x[rows] + _NOISE / x.shape[1] ** 0.5 * torch.randn(len(rows), x.shape[1])
-            loss = binary_cross_entropy_with_logits(layers(noisy), y[rows], reduction="sum") / len(rows)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    optimizer = torch.optim.AdamW(layers.parameters(), lr=_LEARNING_RATE, weight_decay=_DECAY)
+    n_batches = -(-len(x) // _BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=_EPOCHS * n_batches, pct_start=0.1)
+    with tqdm(total=_EPOCHS * n_batches, desc="learn what is meant", disable=not show_progress) as bar:
+        for _ in range(_EPOCHS):
+            for rows in torch.randperm(len(x)).split(_BATCH):
+                noisy = x[rows] + _NOISE / x.shape[1] ** 0.5 * torch.randn(len(rows), x.shape[1])
+                loss = binary_cross_entropy_with_logits(layers(noisy), y[rows], reduction="sum") / len(rows)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
+            bar.set_postfix(loss=f"{loss.item():.4f}")
 
 
 def at_large(y):
