@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import free_text
+from benchmarks import free_text, neutral
 from recbole_dpr import load
 from recbole_dpr.config import make_config
 from recbole_dpr.data.dataset import TEST
@@ -62,3 +62,11 @@ def test_steering_and_routing_are_told_apart(tiny_model, tmp_path, capsys):
     )
     assert routed[0] == given[0] > base[0]
     assert routed[1] == routed[0] and given[1] < base[1]
+
+
+def test_what_is_heard_in_requests_that_mean_no_genre(tiny_model, capsys):
+    """One row for each intent: how much is heard, of how many, and what is left of a refusal's text."""
+    neutral.main(tiny_model, {})
+    refusals, wishes = ([cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:])
+    assert re.fullmatch(r"negative \(\d+\)", refusals[0]) and re.fullmatch(r"positive \(\d+\)", wishes[0])
+    assert float(refusals[1]) > 0 and 0 < float(refusals[3]) < 1 and not wishes[3]

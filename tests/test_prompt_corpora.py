@@ -25,10 +25,11 @@ COLUMNS = {
     "meanings": ["text", "categories"],
     "category_wishes": ["text", "intent", "categories"],
     "category_wishes_dev": ["text", "intent", "categories"],
+    "neutral_heldout": ["text", "intent"],
 }
 MIN_ROWS = {
     **{"intents_train": 21200, "intents_heldout": 400, "intents_heldout2": 400, "intents_heldout3": 400, "intents_heldout4": 360, "intents_heldout5": 390, "intents_heldout6": 340, "intents_heldout7": 380},
-    **{"requests": 5280, "meanings": 8400, "category_wishes": 300, "category_wishes_dev": 350},
+    **{"requests": 5280, "meanings": 11400, "category_wishes": 300, "category_wishes_dev": 350, "neutral_heldout": 100},
 }
 MIN_HELD_OUT_COMPOUNDS = 150
 INTENTS = {"positive", "negative"}
@@ -248,6 +249,13 @@ def test_category_wishes_are_apart_from_training_texts():
     assert too_close(wishes, TEXTS["intents_train"] + templates(["train", "eval"]), MAX_JACCARD_WISHES) == []
     assert too_close(wishes, film_texts, MAX_JACCARD_WISHES) == []
     assert too_close(wishes, [text for name in HELD_OUT for text in TEXTS[name]], MAX_JACCARD_WISHES) == []
+
+
+def test_requests_that_mean_no_genre_are_apart_from_training_texts():
+    texts, rows = TEXTS["neutral_heldout"], ROWS["neutral_heldout"]
+    assert {row["intent"] for row in rows} == INTENTS
+    assert too_close(texts, TEXTS["requests"] + TEXTS["meanings"] + TEXTS["intents_train"], MAX_JACCARD_WISHES) == []
+    assert not any(set(words(text)) & {category.lower() for category in CATEGORIES} for text in texts)
 
 
 def test_wishes_that_choose_are_apart_from_those_that_evaluate():
