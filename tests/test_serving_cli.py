@@ -50,6 +50,14 @@ def test_values_are_text_where_they_are_words_or_ids(tiny_model, capsys):
     assert "wanted: yes" in said and "skipped: 007" in said
 
 
+@pytest.mark.parametrize("prompt", ["", " ", 10_000 * "x", "🎬🤠🎬", "فيلم كوميدي بلا رعب", "<script>alert(1)</script>"])
+def test_odd_prompts_get_a_table(tiny_model, capsys, prompt):
+    assert main(["recommend", str(tiny_model), "--user=u7", f"--prompt={prompt}"]) == 0
+    out, told = capsys.readouterr()
+    assert sum(" [i" in line for line in out.splitlines()) == 10
+    assert ("cut after 1,000" in out + told) == (len(prompt) > 1000)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
