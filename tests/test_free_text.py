@@ -15,8 +15,10 @@ from recbole_dpr.evaluation.evaluator import Evaluator
 from recbole_dpr.evaluation.queries import evaluated_positions
 from recbole_dpr.materials import read_sequences
 from recbole_dpr.prompts.intent import Clause
+from recbole_dpr.resources import dataset_dir
 from recbole_dpr.yamlfile import read_yaml
 
+NEUTRAL = dataset_dir() / "prompts" / "neutral_heldout.tsv"
 TWO = [Clause("a western", "positive"), Clause("horror", "negative")]
 
 
@@ -69,4 +71,11 @@ def test_what_is_heard_in_requests_that_mean_no_genre(tiny_model, capsys):
     neutral.main(tiny_model, {})
     refusals, wishes = ([cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:])
     assert re.fullmatch(r"negative \(\d+\)", refusals[0]) and re.fullmatch(r"positive \(\d+\)", wishes[0])
-    assert float(refusals[1]) > 0 and 0 < float(refusals[3]) < 1 and not wishes[3]
+    rec = load(tiny_model)
+    for row, intent in ((refusals, "negative"), (wishes, "positive")):
+        texts = [line.split("\t")[0] for line in NEUTRAL.read_text(encoding="utf-8").splitlines() if line.endswith(f"\t{intent}")]
+        prompt = torch.from_numpy(rec.prompt_vectors(texts))
+        meant = rec.model.meaning_reader(prompt)
+        left = f"{(1 - meant).prod(1).mean():.2f}" if intent == "negative" else ""
+        assert row[1:] == [f"{meant.sum(1).mean():.2f}", f"{(meant > 0.5).any(1).float().mean():.2f}", left]
+        assert meant.std() > 0

@@ -213,18 +213,8 @@ class Promptable:
         return torch.cat([named[:, :-1] + weight * none * meant, none * left], dim=1)
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        """Also that of an older model.
-
-        One whose `meaning_reader` was a linear map has no network; one from before there was any leaves the one that is here: none, in a
-        model for requests.
-        """
-        own = self.meaning_reader.state_dict(prefix="meaning_reader.")
-        if "meaning_reader" in state_dict:
-            linear, others = state_dict["meaning_reader"], {name: value for name, value in state_dict.items() if name != "meaning_reader"}
-            state_dict = others | {name: torch.zeros_like(value) for name, value in own.items()} | {"meaning_reader.linear": linear}
-        elif not own.keys() & state_dict.keys():
-            state_dict = state_dict | own
-        return super().load_state_dict(state_dict, *args, **kwargs)
+        """Also that of an older model, by `MeaningReader.completed`."""
+        return super().load_state_dict(self.meaning_reader.completed(state_dict, "meaning_reader"), *args, **kwargs)
 
     def item_vectors(self):
         """[V, R]: the item half of the dot product."""

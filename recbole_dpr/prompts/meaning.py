@@ -40,6 +40,17 @@ class MeaningReader(nn.Module):
         """[N, D] -> [N, C]."""
         return torch.sigmoid(affine(prompt, self.linear) + gelu(affine(prompt, self.hidden)) @ self.output)
 
+    def completed(self, state_dict, name):
+        """A model's state dict with all of its reader, called `name`.
+
+        Of an older model whose reader was a linear map that map, without a network; of one from before there was any, this reader.
+        """
+        own = self.state_dict(prefix=f"{name}.")
+        if name in state_dict:
+            others = {key: value for key, value in state_dict.items() if key != name}
+            return others | {key: torch.zeros_like(value) for key, value in own.items()} | {f"{name}.linear": state_dict[name]}
+        return state_dict if own.keys() & state_dict.keys() else state_dict | own
+
 
 def affine(prompt, weights):
     """[N, k]: prompts [N, D] through weights [D + 1, k], whose last row is the bias."""
